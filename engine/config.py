@@ -1,0 +1,265 @@
+"""The configuration file: TOML, validated; an unknown key is refused with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engine.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class TaskConfig(_Table):
+    """What is decided, and which columns say so."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run.")
+    description: str = Field(min_length=1, description="What is decided, in your words; part of the prompt.")
+    policy: Path | None = Field(
+        None, description="The written policy (a text file), given to teacher, synthesizer and resolver."
+    )
+    labels: dict[str, str] = Field(
+        description='The label set: a list, or a table of label = "what it means".'
+    )
+    text: str = Field("text", description="Column with the input text.")
+    label: str = Field("label", description="Column with the label.")
+    id: str | None = Field(None, description="Column with a unique id; without one, ids are content hashes.")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if len(set(map(str, value))) != len(value):
+                raise ValueError("a label is listed twice")
+            return dict.fromkeys(value, "")
+        return value
+
+    @model_validator(mode="after")
+    def _enough_labels(self) -> TaskConfig:
+        if len(self.labels) < 2:
+            raise ValueError("labels: at least two labels are needed, there is nothing to decide")
+        for label in self.labels:
+            if not label.strip() or label != label.strip() or any(c in label for c in "\n\r\t\"'`<>"):
+                raise ValueError(
+                    f"labels: {label!r} cannot be a label: use a non-empty line without quotes, "
+                    "angle brackets or surrounding space"
+                )
+        return self
+
+
+class DataConfig(_Table):
+    """Where the labelled rows are and how they are divided."""
+
+    file: tuple[str, ...] = Field(
+        (), description="A path, a list of paths or a glob: Parquet, CSV or NDJSON, relative to this file."
+    )
+    split: str | None = Field(None, description="Column that holds train, validation or test.")
+    fractions: tuple[float, float, float] | None = Field(
+        None, description="Seeded, stratified shares of train, validation and test; sum 1."
+    )
+    train: tuple[str, ...] = Field((), description="Files of each split, instead of `file`.")
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    max_bad_share: Share = Field(
+        0.05, description="Rows that cannot be used are set aside; more than this share stops the job."
+    )
+
+    @field_validator("file", "train", "validation", "test", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataConfig:
+        own_files = bool(self.train or self.validation or self.test)
+        if own_files == bool(self.file):
+            raise ValueError("give either `file`, or `train` and `validation` (and `test`)")
+        if own_files:
+            if not (self.train and self.validation):
+                raise ValueError("`train` and `validation` are both needed (`test` is for the verdict)")
+            if self.split is not None or self.fractions is not None:
+                raise ValueError("`split` and `fractions` go with `file`, not with files for each split")
+        elif (self.split is None) == (self.fractions is None):
+            raise ValueError("say how rows are divided: either `split` (a column) or `fractions`")
+        if self.fractions is not None:
+            if abs(sum(self.fractions) - 1.0) > 1e-6:
+                raise ValueError(f"fractions must sum to 1, these sum to {sum(self.fractions):g}")
+            if min(self.fractions) < 0 or min(self.fractions[:2]) == 0:
+                raise ValueError("train and validation both need a share above 0")
+        return self
+
+
+class ModelConfig(_Table):
+    """A model's address and the limits it is asked under."""
+
+    model: str = Field("local:", min_length=1, description="The model's address.")
+    requests_per_minute: int | None = Field(None, gt=0, description="Never exceeded; unset: no limit.")
+    tokens_per_minute: int | None = Field(None, gt=0, description="Input and output; unset: no limit.")
+    concurrency: int | None = Field(
+        None, gt=0, description="Requests in flight at most; unset: 64, or one batch of an in-process model."
+    )
+
+
+class EmbedderConfig(ModelConfig):
+    """The embedder, and how long its vectors are."""
+
+    dimensions: int = Field(768, ge=2, description="Vector length at most; `local:` never needs over 128.")
+
+
+class ClusterConfig(_Table):
+    """How rules become clusters."""
+
+    method: Literal["dbscan"] = Field("dbscan", description="DBSCAN on cosine distance.")
+    eps: float = Field(0.4, gt=0.0, lt=2.0, description="Largest cosine distance of two neighbours.")
+    min_samples: int = Field(6, ge=1, description="Neighbours (itself included) that make a rule a core.")
+    within: Literal["all", "label"] | None = Field(
+        None, description="Cluster all rules together, or each label's apart; unset: what suits the embedder."
+    )
+
+
+class ResolveConfig(_Table):
+    """The closed loop against the student's errors."""
+
+    max_rounds: int = Field(8, ge=0, description="Rounds at most; 0 skips conflict resolution.")
+    patience: int = Field(2, ge=1, description="Stop after so many rounds in a row without a better prompt.")
+    max_prompt_tokens: int = Field(6000, ge=200, description="No candidate prompt may be longer.")
+    rows_per_round: int | None = Field(
+        None, ge=1, description="Training rows the student is tried on each round; unset: all of them."
+    )
+    cases_per_request: int | None = Field(
+        None, ge=2, description="Failures and successes shown to the resolver at once; unset: what suits it."
+    )
+    floors: dict[str, dict[Literal["precision", "recall", "f1"], Share]] = Field(
+        {}, description="Per label, what validation must reach: { hate = { recall = 0.8 } }."
+    )
+
+
+class RunConfig(_Table):
+    """What holds for the whole run."""
+
+    seed: int = Field(7, ge=0, description="Every random choice comes from it.")
+    max_cost_usd: float | None = Field(
+        None, ge=0, description="No request is sent that could pass this; a model without a price is refused."
+    )
+    cache: Path | None = Field(
+        None, description="Folder of the response cache; unset: `.pld-cache` beside the run directory."
+    )
+
+
+class Config(_Table):
+    """The whole file. `base` is the folder that relative paths start from."""
+
+    task: TaskConfig
+    data: DataConfig
+    teacher: ModelConfig = ModelConfig()
+    synthesizer: ModelConfig | None = Field(None, description="Defaults to [teacher].")
+    resolver: ModelConfig | None = Field(None, description="Defaults to [teacher].")
+    embedder: EmbedderConfig = EmbedderConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    resolve: ResolveConfig = ResolveConfig()
+    student: ModelConfig = ModelConfig()
+    run: RunConfig = RunConfig()
+    base: Path = Field(Path(), exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _floors_name_labels(self) -> Config:
+        for label in self.resolve.floors:
+            if label not in self.task.labels:
+                raise ValueError(
+                    f"resolve.floors: {label!r} is not a label{_nearest(label, self.task.labels)}"
+                )
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.task.labels)
+
+    def role(self, name: Literal["teacher", "synthesizer", "resolver", "student"]) -> ModelConfig:
+        """The settings of a role; synthesizer and resolver fall back to the teacher's."""
+        return getattr(self, name) or self.teacher
+
+    def policy_text(self) -> str:
+        """The written policy, or "" where there is none.
+
+        Raises `ConfigError` if the file cannot be read.
+        """
+        if self.task.policy is None:
+            return ""
+        path = self.base / self.task.policy
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: the policy cannot be read: {exc}") from exc
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and validate a configuration file. Raises `ConfigError` with one clear line."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such configuration file") from exc
+    except IsADirectoryError as exc:
+        raise ConfigError(f"{path}: is a folder; name the .toml file in it") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    return parse_config(raw, base=path.resolve().parent, source=str(path))
+
+
+def parse_config(raw: dict[str, Any], *, base: Path, source: str = "configuration") -> Config:
+    """Validate an already parsed configuration; `base` is where its relative paths start."""
+    if "base" in raw:
+        raise ConfigError(f"{source}: unknown key 'base'{_nearest('base', _TABLES)}")
+    try:
+        return Config.model_validate({**raw, "base": base})
+    except ValidationError as exc:
+        raise ConfigError(f"{source}: {_first_problem(exc)}") from exc
+
+
+_TABLES = {name: field for name, field in Config.model_fields.items() if name != "base"}
+
+
+def _first_problem(exc: ValidationError) -> str:
+    # an unknown key is often the cause of the others (a misspelt required key), so it goes first
+    errors = sorted(exc.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    error = errors[0]
+    where = [str(part) for part in error["loc"]]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if error["type"] == "extra_forbidden":
+        *table, key = where
+        place = f" in [{'.'.join(table)}]" if table else ""
+        return f"unknown key {key!r}{place}{_nearest(key, _known_keys(table))}{more}"
+    if error["type"] == "missing":
+        return f"{'.'.join(where)} is missing{more}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(where)}: {message}{more}" if where else f"{message}{more}"
+
+
+def _known_keys(table: list[str]) -> list[str]:
+    if not table:
+        return list(_TABLES)
+    tables: dict[str, type[_Table]] = {
+        "task": TaskConfig,
+        "data": DataConfig,
+        "embedder": EmbedderConfig,
+        "cluster": ClusterConfig,
+        "resolve": ResolveConfig,
+        "run": RunConfig,
+    }
+    return list(tables.get(table[0], ModelConfig).model_fields)
+
+
+def _nearest(word: str, known: Any) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -1,0 +1,188 @@
+"""The doors of the engine: what a model, a cache, a limiter and a clock have to be.
+
+A failure of one request is data (`AttemptFailure`); a failure of the system raises an
+`engine.errors.PldError`. Every implementation is held to `tests/contracts/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from engine.types import ChatOutcome, EmbedOutcome, Failure, Request, Usage
+
+Within: TypeAlias = Literal["all", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens. Output includes thinking. All zero: nobody is billed."""
+
+    input_usd: float = 0.0
+    output_usd: float = 0.0
+
+    def cost_usd(self, usage: Usage) -> float:
+        """What `usage` is billed at most: cached input is counted at the full price."""
+        return (usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd) / 1e6
+
+
+FREE = Price()
+
+
+class ChatModel(Protocol):
+    """Requests in, outcomes out, one for one.
+
+    - `complete` returns exactly one outcome per request, in their order, and changes no request.
+    - It never raises for one bad request: that is an `AttemptFailure` with a retry verdict. It raises
+      `ModelError` when the model cannot be used at all (no key, unknown model, no such host).
+    - It never retries and never waits for a rate limit: the scheduler does.
+    - It may be called again while an earlier call runs. CPU-bound models do their work off the event loop.
+    - An answer to a request with `choices` is one of them verbatim, or text that the caller counts as
+      malformed; never a guess.
+    """
+
+    @property
+    def name(self) -> str:
+        """Everything that changes answers is in it; it is part of every cache key."""
+
+    @property
+    def max_batch(self) -> int:
+        """The most requests one `complete` takes: 1 over HTTP, thousands in process."""
+
+    @property
+    def max_input_tokens(self) -> int:
+        """How much a stage may put into one request, in (estimated) tokens."""
+
+    @property
+    def price(self) -> Price | None:
+        """What a token costs; None where that is unknown (a run under a cost cap then refuses the model)."""
+
+    async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]: ...
+
+    async def aclose(self) -> None:
+        """Release what the model holds. Calling it twice is harmless."""
+
+
+class Embedder(Protocol):
+    """Texts in; float32 vectors (dim,) of unit norm, or failures, out: one for one, in order.
+
+    The same rules as for `ChatModel.complete`. All vectors of one embedder have the same dim.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    @property
+    def price(self) -> Price | None: ...
+
+    @property
+    def within(self) -> Within:
+        """How rules embedded by it are best clustered when the configuration does not say."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[EmbedOutcome]: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models of one run, each in its role."""
+
+    teacher: ChatModel
+    synthesizer: ChatModel
+    resolver: ChatModel
+    embedder: Embedder
+    student: ChatModel
+
+
+class BatchModel(Protocol):
+    """A model that answers hours later: provider jobs, or files that somebody else answers.
+
+    `submit` is idempotent for equal requests; `poll` changes nothing; `collect` returns what is answered so
+    far, by request digest, and may be called again.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def submit(self, requests: Sequence[Request]) -> str:
+        """Hand the requests over durably; returns the job's id."""
+
+    async def poll(self, job: str) -> Literal["pending", "done", "failed"]: ...
+
+    async def collect(self, job: str) -> Mapping[bytes, ChatOutcome]: ...
+
+
+class TokenCounter(Protocol):
+    """Counts tokens as the model named would. `estimated` is True where that is a rule of thumb."""
+
+    @property
+    def estimated(self) -> bool: ...
+
+    async def count(self, texts: Sequence[str]) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One outcome to be kept: an encoded answer, or the failure that ended all retries; never both."""
+
+    key: bytes
+    request_id: str
+    stage: str
+    model: str
+    payload: bytes | None
+    failure: Failure | None
+    usage: Usage
+    cost_usd: float
+
+
+class ResponseCache(Protocol):
+    """Usable answers by content, shared by all runs and processes; the only copy of an outcome (C3)."""
+
+    async def get(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
+        """The payloads of those keys that are known."""
+
+
+class Journal(Protocol):
+    """The response cache as one run sees it: usable answers of any run, failures of this one.
+
+    `commit` returns when the records would survive `kill -9` and a power cut (C2); it keeps all of them or
+    raises. Committing a key again replaces a failure by an answer, never an answer by a failure.
+    """
+
+    async def lookup(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes | Failure]:
+        """What is known of these keys: payloads, and failures this run has already given up."""
+
+    async def commit(self, records: Sequence[Record]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a request may cost at most: held from before it is sent until it is settled."""
+
+    tokens: int
+    cost_usd: float
+
+
+class Limiter(Protocol):
+    """Decides when the next request may go. One dispatcher is its only waiter.
+
+    `reserve` waits until the request may be sent, or raises `BudgetError` where it never may; `settle` is
+    called exactly once for each reservation, with the real usage (None: unknown, it counts in full).
+    """
+
+    async def reserve(self, need: Reservation) -> None: ...
+
+    def settle(self, need: Reservation, used: Reservation | None) -> None: ...
+
+
+class Clock(Protocol):
+    """Time, so that tests can bring their own."""
+
+    def monotonic(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...

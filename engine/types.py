@@ -1,0 +1,282 @@
+"""The nouns of the method, as immutable values. Imports nothing above it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatVector: TypeAlias = npt.NDArray[np.float32]
+"""A float32 vector of shape (dim,), or a stack of them of shape (n, dim); rows have unit norm."""
+
+SplitName: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled row. `id` is the user's column or a content hash, unique within a data set."""
+
+    id: str
+    text: str
+    label: str
+    split: SplitName
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One sample (or row) that has no result. Never carries the row's text.
+
+    `reason` is a short machine-readable word such as `malformed`; `detail` one line for a person.
+    """
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+# --- what goes to a model and what comes back -------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSchema:
+    """A JSON object that the answer has to be. `name` tells a model which phase it serves.
+
+    `json_schema` is a JSON Schema of type object; properties stand in the order in which they are to
+    be written (analysis before instruction).
+    """
+
+    name: str
+    json_schema: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat request. `id` is the caller's and not part of `digest`; everything else is.
+
+    Exactly one of `schema` (a JSON answer) and `choices` (the answer is one of these strings, verbatim)
+    may be given. `index` tells repeated draws apart where `temperature` > 0.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    max_output_tokens: int
+    schema: AnswerSchema | None = None
+    choices: tuple[str, ...] = ()
+    temperature: float = 0.0
+    index: int = 0
+
+    def digest(self, model: str) -> bytes:
+        """The 32-byte cache key of this request to `model` (C3)."""
+        parts = [
+            model,
+            repr((self.max_output_tokens, self.choices, self.temperature)),
+            repr(self.index) if self.temperature > 0 else "",
+            "" if self.schema is None else _schema_text(self.schema.name, repr(self.schema.json_schema)),
+        ]
+        state = hashlib.sha256(_framed("\x00".join(parts)))
+        for message in self.messages:
+            state.update(_content_digest(message.role, message.content))
+        return state.digest()
+
+
+def _schema_text(name: str, json_schema: str) -> str:
+    return f"{name}:{json_schema}"
+
+
+def _framed(text: str) -> bytes:
+    # surrogatepass: a lone surrogate in a row must not stop the job; utf-8 would refuse it
+    data = text.encode("utf-8", "surrogatepass")
+    return len(data).to_bytes(8, "big") + data
+
+
+def _content_digest(role: str, content: str) -> bytes:
+    # system prompts are long and shared by every row: hash each once
+    return _long_digest(role, content) if len(content) > 2000 else _short_digest(role, content)
+
+
+def _short_digest(role: str, content: str) -> bytes:
+    return hashlib.sha256(_framed(role) + _framed(content)).digest()
+
+
+_long_digest = lru_cache(maxsize=256)(_short_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """One text to embed. `id` is the caller's and not part of `digest`."""
+
+    id: str
+    text: str
+
+    def digest(self, model: str) -> bytes:
+        """The 32-byte cache key of this text under the embedder named `model`."""
+        return hashlib.sha256(_framed("embed") + _framed(model) + _framed(self.text)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as billed. `cached_tokens` is None where the server does not say (unknown, not zero).
+
+    `output_tokens` includes `thinking_tokens`; `input_tokens` includes `cached_tokens`. `estimated` is
+    True where no tokenizer of the model was at hand.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    cached_tokens: int | None = None
+    estimated: bool = False
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A chat model's usable reply. `label_logprobs` holds natural-log probabilities of the request's
+    `choices`, renormalised over them, where the model can tell."""
+
+    text: str
+    usage: Usage = Usage()
+    finish_reason: FinishReason = FinishReason.STOP
+    label_logprobs: Mapping[str, float] | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A text's vector: float32, shape (dim,), unit norm."""
+
+    vector: FloatVector = field(hash=False)
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An adapter's verdict on a failed attempt; the scheduler alone acts on it.
+
+    `no`: asking again would fail again. `transient`: worth another try. `rate_limited`: the provider asks
+    everyone to wait, `after_s` seconds where it says how long (None: unknown); it costs no attempt.
+    """
+
+    kind: Literal["no", "transient", "rate_limited"]
+    after_s: float | None = None
+
+
+NO_RETRY = Retry("no")
+TRANSIENT = Retry("transient")
+
+
+def rate_limited(after_s: float | None = None) -> Retry:
+    return Retry("rate_limited", after_s)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailure:
+    """One attempt that brought no answer. Never carries the row's text.
+
+    `billed` is what the attempt cost all the same (a cut answer); None: nothing, or unknown.
+    """
+
+    reason: str
+    detail: str = ""
+    retry: Retry = NO_RETRY
+    billed: Usage | None = None
+
+
+ChatOutcome: TypeAlias = Answer | AttemptFailure
+EmbedOutcome: TypeAlias = Embedding | AttemptFailure
+
+AnswerT_co = TypeVar("AnswerT_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[AnswerT_co]):
+    """What the scheduler hands out for one request: an answer, or the failure after all retries.
+
+    `source`: `sent` (a model answered now), `cached` (an earlier answer), `journal` (this run had already
+    given it up as a failure), `shared` (an equal request in flight answered for it).
+    """
+
+    id: str
+    outcome: AnswerT_co | Failure
+    source: Literal["sent", "cached", "journal", "shared"]
+
+
+# --- the method ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MicroRule:
+    """What the teacher abstracted from one training sample. `findings` are what the checks saw."""
+
+    sample_id: str
+    label: str
+    instruction: str
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction of a compiled prompt, with where it comes from (C9).
+
+    `rule_ids` are the sample ids of the micro-rules behind it; `cluster` is their cluster's number, None for
+    an instruction that the resolver added; `edits` name the resolution edits that touched it, oldest first.
+    """
+
+    id: str
+    text: str
+    cluster: int | None = None
+    rule_ids: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The student's answer for one row. `label` is None when the answer was no label (malformed)."""
+
+    id: str
+    label: str | None
+    confidence: float | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided 95% interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How predictions of one system compare with the gold labels of `n` rows.
+
+    `per_class` maps a label to precision, recall, f1 and support. `confusion[gold][predicted]` counts rows;
+    predictions that are no label stand under "" there. `macro_f1` averages over the labels that occur in gold
+    or predictions, as scikit-learn's `f1_score(average="macro")` does.
+    """
+
+    n: int
+    accuracy: float
+    macro_f1: float
+    ci95: Interval
+    per_class: Mapping[str, Mapping[str, float]] = field(hash=False)
+    confusion: Mapping[str, Mapping[str, int]] = field(hash=False)
+    malformed_rate: float = 0.0
