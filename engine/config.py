@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import ConfigError
 
+ChatRole: TypeAlias = Literal["teacher", "synthesizer", "resolver", "student"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -137,6 +138,13 @@ class ResolveConfig(_Table):
     cases_per_request: int | None = Field(
         None, ge=2, description="Failures and successes shown to the resolver at once; unset: what suits it."
     )
+    confusions_per_round: int = Field(
+        6, ge=1, description="Confusions (true label, predicted label) worked on in a round, commonest first."
+    )
+    max_edits: int = Field(4, ge=1, description="Changes that one answer of the resolver may make.")
+    prune: bool = Field(
+        True, description="After the last round, drop instructions without which validation loses nothing."
+    )
     floors: dict[str, dict[Literal["precision", "recall", "f1"], Share]] = Field(
         {}, description="Per label, what validation must reach: { hate = { recall = 0.8 } }."
     )
@@ -182,9 +190,10 @@ class Config(_Table):
     def labels(self) -> tuple[str, ...]:
         return tuple(self.task.labels)
 
-    def role(self, name: Literal["teacher", "synthesizer", "resolver", "student"]) -> ModelConfig:
+    def role(self, name: ChatRole) -> ModelConfig:
         """The settings of a role; synthesizer and resolver fall back to the teacher's."""
-        return getattr(self, name) or self.teacher
+        settings: ModelConfig | None = getattr(self, name)
+        return settings or self.teacher
 
     def policy_text(self) -> str:
         """The written policy, or "" where there is none.

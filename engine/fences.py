@@ -41,12 +41,12 @@ def unescape(text: str) -> str:
     return _RISKY.sub(lambda m: m[0][0] + m[0][2:] if m[0][1] == "\\" else m[0], text)
 
 
-def fence(name: str, text: str, **attributes: str | int) -> str:
+def fence(name: str, text: str, /, **attributes: str | int) -> str:
     """Untrusted `text` in a fence. Attributes are the caller's own words (labels, counts), never data."""
     return block(name, escape(text), **attributes)
 
 
-def block(name: str, content: str, **attributes: str | int) -> str:
+def block(name: str, content: str, /, **attributes: str | int) -> str:
     """A fence around content that is already safe: other fences, or the project's own words."""
     if name not in NAMES:
         raise ValueError(f"{name!r} is not a fence; known: {', '.join(NAMES)}")

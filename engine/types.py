@@ -223,12 +223,18 @@ class Result(Generic[AnswerT_co]):
 
 @dataclass(frozen=True, slots=True)
 class MicroRule:
-    """What the teacher abstracted from one training sample. `findings` are what the checks saw."""
+    """What the teacher abstracted from one training sample.
+
+    `findings` are what the checks saw; a rule with findings is set aside. `request` is the hex digest of the
+    teacher call behind it: its key in the response cache (C9).
+    """
 
     sample_id: str
     label: str
     instruction: str
     findings: tuple[str, ...] = ()
+    analysis: str = ""
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +247,7 @@ class Instruction:
 
     id: str
     text: str
+    title: str = ""
     cluster: int | None = None
     rule_ids: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()

@@ -1,1 +1,2 @@
-"""."""
+"""The method: extraction, embedding, synthesis, resolution, evaluation, and the pipeline that knows them all.
+"""

@@ -1,0 +1,96 @@
+"""`pld compile`: from a labelled set to a system prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from adapters.cli.display import Display
+from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_line
+from adapters.cli.running import run as run_work
+from adapters.registry import is_local, open_models
+from engine.config import load_config
+from engine.distillation.pipeline import CompileResult, compile_prompt
+from engine.stopping import StopSignal
+
+
+def compile_command(
+    config: Annotated[Path, typer.Argument(help="The configuration, a TOML file.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory; default: runs/TASK beside the configuration.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Cap in USD: no request is sent that could pass it.", min=0)
+    ] = None,
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="The paper's recipe to the letter; see above.")
+    ] = False,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="Also keep the prompt before conflict resolution, and the one the resolver reaches from "
+            "an empty prompt; `pld evaluate` then scores both.",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again what this run had given up as failed.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings only.")] = False,
+) -> None:
+    """Compile a labelled set into a system prompt, and say on validation what it is worth.
+
+    The same command resumes: what was answered before comes from the response cache beside the run directory.
+
+    --faithful follows the paper to the letter: rules are taken as the teacher wrote them, clustered all
+    together with eps 0.4 and min_samples 6, noise is discarded, each cluster becomes one instruction, and
+    conflict resolution takes every edit until the validation error converges; the last prompt is kept. What
+    that leaves out: checks of rules and asking again, clustering within labels, general rules ahead of the
+    instructions, the gate on validation with best prompt kept, floors, pruning, and the limit on the
+    prompt's length. It still never shows validation or test text to a model that writes prompts.
+
+    Example: pld compile tweets/pld.toml
+    """
+    display = Display(quiet=quiet)
+
+    async def work(stop: StopSignal) -> CompileResult:
+        return await compile_prompt(
+            load_config(config),
+            open_models,
+            run=run,
+            max_cost_usd=max_cost,
+            faithful=faithful,
+            ablation=ablation,
+            retry_failed=retry_failed,
+            emit=display,
+            stop=stop,
+        )
+
+    result = run_work(work, display)
+    if as_json:
+        print_json(result.to_json())
+        return
+    _summary(Console(highlight=False), result, local=any(map(is_local, result.addresses)))
+
+
+def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
+    figures = result.to_json()
+    requests = result.requests
+    print_scores(console, result.validation)
+    lines = [
+        verdict_line(result.validation, provisional=True),
+        f"prompt: {figures['instructions']} instructions, about {figures['prompt_tokens']:,} tokens; "
+        f"{result.rounds} rounds of conflict resolution ({result.stop_reason})",
+        f"requests: {requests['sent']:,} sent, {requests['cached']:,} from the cache, "
+        f"{requests['failed']:,} failed; ${result.cost_usd:,.4f}; {result.seconds:.1f} s",
+        f"the prompt: {result.run / 'prompt.md'}",
+        f"next: pld evaluate {result.run}",
+    ]
+    if local:
+        lines.insert(1, LOCAL_NOTE)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

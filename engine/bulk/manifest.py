@@ -1,0 +1,181 @@
+"""The manifest of a classification: what was asked for, and which parts are finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.errors import CorruptStoreError, RunError
+from engine.store import RunDirectory
+
+FORMAT = 1
+KIND = "classification"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input file as it was named, and its fingerprint."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Everything that decides what the parts hold. Another task needs another directory."""
+
+    prompt_sha256: str
+    model: str
+    inputs: tuple[Input, ...]
+    text: str
+    id: str | None
+    part_rows: int
+
+    def difference(self, other: Task) -> str | None:
+        """The first thing in which `other` differs from this one, in words; None where nothing does."""
+        for one, two in zip(self.inputs, other.inputs, strict=False):
+            if one.path == two.path and one.fingerprint != two.fingerprint:
+                return f"{one.path} has changed since this classification began"
+        for name, what in (
+            ("prompt_sha256", "prompt"),
+            ("model", "model"),
+            ("inputs", "input files"),
+            ("text", "text column"),
+            ("id", "id column"),
+            ("part_rows", "rows per part"),
+        ):
+            was, now = getattr(self, name), getattr(other, name)
+            if was != now:
+                values = "" if name == "inputs" else f": {was}, not {now}"
+                return f"it was begun with another {what}{values}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PartEntry:
+    """One finished part. `rows = classified + failed`; `labels` counts rows per label."""
+
+    number: int
+    first_row: int
+    rows: int
+    classified: int
+    failed: int
+    duplicates: int
+    labels: Mapping[str, int]
+
+    @property
+    def file(self) -> str:
+        """The Parquet file of the classified rows."""
+        return part_file(self.number)
+
+    @property
+    def failures_file(self) -> str | None:
+        """The Parquet file of the failures; None where there are none."""
+        return failures_file(self.number) if self.failed else None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"file": self.file, "failures_file": self.failures_file}
+
+
+@dataclass
+class Manifest:
+    """`manifest.json`. `total_rows` is None until the end of the input has been seen."""
+
+    task: Task
+    total_rows: int | None = None
+    parts: dict[int, PartEntry] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row of the input stands in a finished part."""
+        return self.rows == self.total_rows
+
+    @property
+    def first_missing(self) -> int:
+        """The lowest number that no finished part has."""
+        return next(number for number in range(len(self.parts) + 1) if number not in self.parts)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts.values())
+
+    @property
+    def classified(self) -> int:
+        return sum(part.classified for part in self.parts.values())
+
+    @property
+    def failed(self) -> int:
+        return sum(part.failed for part in self.parts.values())
+
+    @property
+    def duplicates(self) -> int:
+        return sum(part.duplicates for part in self.parts.values())
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Rows per label, most frequent first."""
+        counts: Counter[str] = Counter()
+        for part in self.parts.values():
+            counts.update(part.labels)
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "kind": KIND,
+            "task": asdict(self.task),
+            "total_rows": self.total_rows,
+            "parts": [self.parts[number].to_json() for number in sorted(self.parts)],
+        }
+
+
+def part_file(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def failures_file(number: int) -> str:
+    return f"failures-{number:05d}.parquet"
+
+
+def open_manifest(run: RunDirectory, task: Task) -> Manifest:
+    """The manifest of `task` in a locked directory, written there if it is new.
+
+    Raises `RunError` where the directory belongs to something else, and `CorruptStoreError` for a damaged
+    manifest. Parts whose files are gone are not finished any more.
+    """
+    if not run.has("manifest.json"):
+        manifest = Manifest(task)
+        run.write_manifest(manifest.to_json())
+        return manifest
+    document = run.read_manifest()
+    if document.get("kind") != KIND:
+        raise RunError(f"{run.path}: holds another kind of run; choose another output folder (-o)")
+    if document.get("format") != FORMAT:
+        raise RunError(
+            f"{run.path}: was written by another version (format {document.get('format')}, not {FORMAT}); "
+            "choose another output folder (-o)"
+        )
+    manifest = _read(run, document)
+    if (difference := manifest.task.difference(task)) is not None:
+        raise RunError(f"{run.path}: {difference}; choose another output folder (-o), or delete this one")
+    manifest.parts = {
+        number: part
+        for number, part in manifest.parts.items()
+        if run.has(part.file) and (part.failures_file is None or run.has(part.failures_file))
+    }
+    return manifest
+
+
+def _read(run: RunDirectory, document: Mapping[str, Any]) -> Manifest:
+    try:
+        task = dict(document["task"])
+        task["inputs"] = tuple(Input(**one) for one in task["inputs"])
+        names = PartEntry.__dataclass_fields__
+        parts = [PartEntry(**{name: one[name] for name in names}) for one in document["parts"]]
+        return Manifest(Task(**task), document["total_rows"], {part.number: part for part in parts})
+    except (KeyError, TypeError, ValueError) as exc:
+        raise CorruptStoreError(
+            f"{run.path / 'manifest.json'}: is damaged; choose another output folder (-o), or delete this one"
+        ) from exc

@@ -1,0 +1,48 @@
+"""What a bulk classification comes to."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """Figures of the whole classification, earlier calls included; speed and memory are this call's.
+
+    `rows = classified + failed`. `duplicates` of them were answered by an earlier row with the same text.
+    `label_counts` has the rows per label, most frequent first. `rows_per_s` counts the rows that this call
+    finished. `peak_rss_mb` is the process's largest memory so far, in MB (10⁶ bytes).
+    """
+
+    rows: int
+    classified: int
+    failed: int
+    duplicates: int
+    rows_per_s: float
+    peak_rss_mb: float
+    seconds: float
+    parts: int
+    label_counts: Mapping[str, int] = field(hash=False)
+    out: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `pld classify --json` prints."""
+        return asdict(self) | {
+            "label_counts": dict(self.label_counts),
+            "out": str(self.out),
+            "rows_per_s": round(self.rows_per_s, 1),
+            "peak_rss_mb": round(self.peak_rss_mb, 1),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory that this process has had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # bytes on macOS, KiB elsewhere
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

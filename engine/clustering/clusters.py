@@ -1,0 +1,155 @@
+"""Clusters of rules: members, centroids, and the long tail outside them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.clustering.dbscan import dbscan, distinct_rows
+from engine.clustering.graph import BoolVector, IntVector
+from engine.types import FloatVector
+
+_VALUES_PER_BLOCK = 2**22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cluster:
+    """One cluster. `members` are row numbers, int64 ascending; `centroid` is (d,) float32 of unit norm,
+    the direction of the mean of the members.
+
+    `group` is the group whose rows were clustered, None where all were clustered together.
+    """
+
+    number: int
+    group: str | None
+    members: IntVector = field(repr=False)
+    core_count: int
+    centroid: FloatVector = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LongTail:
+    """The rows outside every cluster (DBSCAN's noise), each with the cluster it comes closest to.
+
+    `rows` are row numbers, int64 (m,) ascending; `nearest` cluster numbers, int64 (m,), of the row's group
+    where groups were clustered apart, -1 where that has no cluster; `cosine` the similarity with the nearest
+    centroid, float32 (m,), NaN where there is none.
+    """
+
+    rows: IntVector
+    nearest: IntVector
+    cosine: FloatVector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clustering:
+    """What became of n rows: `labels` int64 (n,), -1 for noise; `core` bool (n,); the clusters by number."""
+
+    labels: IntVector
+    core: BoolVector
+    clusters: tuple[Cluster, ...] = field(repr=False)
+    long_tail: LongTail = field(repr=False)
+
+
+def cluster_rules(
+    vectors: FloatVector, groups: Sequence[str] | None, *, eps: float, min_samples: int
+) -> Clustering:
+    """DBSCAN of the rows of `vectors`, shape (n, d) float32 of unit norm, by cosine distance.
+
+    `groups` None clusters all rows together. Otherwise it names the group of each row: each group is
+    clustered apart, in sorted order, and the cluster numbers run on from one group to the next.
+
+    Raises `ValueError` as `dbscan` does, and where `groups` has not one entry per row.
+    """
+    if groups is not None and len(groups) != len(vectors):
+        raise ValueError(f"{len(vectors)} vectors need as many groups, not {len(groups)}")
+    n = len(vectors)
+    labels = np.full(n, -1, np.int64)
+    core = np.zeros(n, np.bool_)
+    nearest = np.full(n, -1, np.int64)
+    cosine = np.full(n, np.nan, np.float32)
+    clusters: list[Cluster] = []
+    for group, rows in _rows_by_group(groups, n):
+        part = vectors if len(rows) == n else vectors[rows]
+        part_labels, part_core = dbscan(part, eps=eps, min_samples=min_samples)
+        found = [
+            Cluster(
+                number=len(clusters) + number,
+                group=group,
+                members=rows[members],
+                core_count=int(part_core[members].sum()),
+                centroid=_centroid(part[members]),
+            )
+            for number, members in enumerate(_members(part_labels))
+        ]
+        noise = np.flatnonzero(part_labels == -1)
+        if found and noise.size:
+            number, similarity = _nearest(part, noise, np.stack([cluster.centroid for cluster in found]))
+            nearest[rows[noise]] = number + len(clusters)
+            cosine[rows[noise]] = similarity
+        labels[rows] = np.where(part_labels == -1, -1, part_labels + len(clusters))
+        core[rows] = part_core
+        clusters += found
+    tail = np.flatnonzero(labels == -1)
+    return Clustering(labels, core, tuple(clusters), LongTail(tail, nearest[tail], cosine[tail]))
+
+
+def representatives(vectors: FloatVector, cluster: Cluster, k: int) -> IntVector:
+    """Up to `k` members with distinct vectors, nearest to the centroid first: row numbers, int64.
+
+    `vectors` are the ones that were clustered. Of equal rows the first stands for all; of rows equally near
+    the first goes first. Raises `ValueError` for a negative `k`.
+    """
+    if k < 0:
+        raise ValueError(f"k must not be negative: {k}")
+    members = vectors[cluster.members]
+    first, _ = distinct_rows(members)
+    nearness = members[first] @ cluster.centroid
+    order = np.argsort(-nearness, kind="stable")[:k]
+    return cluster.members[first[order]]
+
+
+def _rows_by_group(groups: Sequence[str] | None, n: int) -> Iterator[tuple[str | None, IntVector]]:
+    if groups is None:
+        yield None, np.arange(n)
+        return
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    for group in sorted(rows):
+        yield group, np.array(rows[group], np.int64)
+
+
+def _members(labels: IntVector) -> list[IntVector]:
+    """The row numbers of each cluster, ascending, by cluster number."""
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(labels.max(initial=-1) + 2))
+    return [order[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def _centroid(members: FloatVector) -> FloatVector:
+    mean = members.mean(axis=0, dtype=np.float64)
+    norm = float(np.linalg.norm(mean))
+    # members that cancel out have no mean direction; that takes an eps near 2, or a cluster of zero rows
+    direction = mean / norm if norm > 1e-9 else members[0]
+    return np.asarray(direction, np.float32)
+
+
+def _nearest(vectors: FloatVector, rows: IntVector, centroids: FloatVector) -> tuple[IntVector, FloatVector]:
+    """For each of `rows` the nearest centroid (the first of equals) and its cosine similarity."""
+    nearest = np.empty(len(rows), np.int64)
+    cosine = np.empty(len(rows), np.float32)
+    step = max(1, _VALUES_PER_BLOCK // len(centroids))
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        similarity = vectors[rows[block]] @ centroids.T
+        nearest[block] = similarity.argmax(axis=1)
+        cosine[block] = similarity.max(axis=1).clip(-1.0, 1.0)
+    return nearest, cosine

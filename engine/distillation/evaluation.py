@@ -1,0 +1,102 @@
+"""What a prompt is worth: its scores beside the baselines, and the verdict (C8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.distillation.baseline import majority, tfidf_logreg
+from engine.distillation.predicting import predict
+from engine.metrics import Verdict, score, verdict
+from engine.prompt import CompiledPrompt
+from engine.scheduler import Lane
+from engine.types import Answer, Failure, Request, Sample, Scores, SplitName
+
+STAGE = "evaluation"
+ABLATIONS = ("clustered", "resolver_only")
+"""Prompts that a compilation with `--ablation` keeps for `evaluate` to score as well."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Systems by name, each with its scores on the same rows; `compiled` is always among them.
+
+    `failures` are rows that a student gave no answer for: they count as wrong. `verdict` is None where the
+    zero-shot prompt was left out, for it cannot be told then.
+    """
+
+    split: SplitName
+    prompt_sha256: str
+    student: str
+    systems: Mapping[str, Scores]
+    failures: tuple[Failure, ...]
+    verdict: Verdict | None
+
+    @property
+    def compiled(self) -> Scores:
+        return self.systems["compiled"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of evaluation.json, and what `pld evaluate --json` prints."""
+        return {
+            "split": self.split,
+            "n": self.compiled.n,
+            "prompt_sha256": self.prompt_sha256,
+            "student": self.student,
+            **{name: scores_json(scores) for name, scores in self.systems.items()},
+            "malformed_rate": self.compiled.malformed_rate,
+            "failed": len(self.failures),
+            "verdict": None if self.verdict is None else asdict(self.verdict),
+        }
+
+
+def scores_json(scores: Scores) -> dict[str, Any]:
+    """Scores as JSON: `ci95` is the interval of macro-F1."""
+    return {
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "ci95": [scores.ci95.low, scores.ci95.high],
+        "malformed_rate": scores.malformed_rate,
+        "per_class": scores.per_class,
+        "confusion": scores.confusion,
+    }
+
+
+async def evaluate_prompts(
+    lane: Lane[Request, Answer],
+    prompts: Mapping[str, CompiledPrompt],
+    samples: Sequence[Sample],
+    *,
+    split: SplitName,
+    train: Sequence[Sample],
+    validation: Sequence[Sample] | None,
+    seed: int,
+) -> Evaluation:
+    """Score each prompt on `samples` with the same student, beside the baselines that need no model.
+
+    `prompts` holds `compiled`, and `zero_shot` for a verdict. The majority class comes from `train`; TF-IDF
+    with logistic regression is fitted on `train` with its strength chosen on `validation` (None: left out).
+    """
+    gold = [sample.label for sample in samples]
+    labels = tuple(prompts["compiled"].labels)
+    predicted: dict[str, list[str | None]] = {}
+    failures: list[Failure] = []
+    for name, prompt in prompts.items():
+        answers = await predict(lane, prompt, samples, stage=STAGE)
+        predicted[name] = answers.of(samples)
+        failures += [Failure(f"{name}: {one.id}", one.reason, one.detail) for one in answers.failures]
+    predicted["majority"] = list(majority(train, len(samples)))
+    if validation is not None:
+        texts = [sample.text for sample in samples]
+        predicted["tfidf_logreg"] = list(
+            await asyncio.to_thread(tfidf_logreg, train, validation, texts, labels, seed=seed)
+        )
+    systems = {name: score(gold, answers, labels, seed=seed) for name, answers in predicted.items()}
+    judged = None
+    if "zero_shot" in predicted:
+        judged = verdict(
+            gold, predicted["compiled"], predicted["zero_shot"], predicted["majority"], labels, seed=seed
+        )
+    return Evaluation(split, prompts["compiled"].sha256, lane.name, systems, tuple(failures), judged)

@@ -1,0 +1,86 @@
+"""Phase 1 (M1-M3): one abstract rule per training sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.distillation.answers import ExtractionAnswer, schema_of
+from engine.distillation.asking import ask
+from engine.distillation.checks import rule_findings
+from engine.distillation.templating import TaskContext, render
+from engine.fences import fence
+from engine.scheduler import Lane
+from engine.types import Answer, Failure, Message, MicroRule, Request, Sample
+
+STAGE = "extraction"
+MAX_OUTPUT_TOKENS = 2048  # thinking included; an analysis and one rule need a few hundred
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """`rules` and `failures` together hold every sample once, each ordered by sample id (C1, C12)."""
+
+    rules: tuple[MicroRule, ...]
+    failures: tuple[Failure, ...]
+    asked_again: int
+
+
+class ExtractionRequests:
+    """Renders the teacher's requests: the text with its true label, in one fence."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._system = Message("system", render("extraction_system", context=context.text))
+        self._schema = schema_of(ExtractionAnswer, context.labels)
+
+    def __call__(self, sample: Sample) -> Request:
+        shown = render("extraction_user", input=fence("input", sample.text, label=sample.label))
+        return Request(
+            id=sample.id,
+            messages=(self._system, Message("user", shown)),
+            max_output_tokens=MAX_OUTPUT_TOKENS,
+            schema=self._schema,
+        )
+
+
+async def extract_rules(
+    lane: Lane[Request, Answer],
+    samples: Sequence[Sample],
+    context: TaskContext,
+    *,
+    checked: bool = True,
+) -> Extraction:
+    """Ask the teacher for one rule per training sample.
+
+    Answers that cannot be used are asked again once, then set aside with the reason. With `checked` False
+    (the paper's recipe) every answer that can be read is taken as it is.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    ids = sorted(by_id)
+    make = ExtractionRequests(context)
+
+    def check(sample_id: str, answer: ExtractionAnswer) -> list[str]:
+        return rule_findings(by_id[sample_id], answer.instruction, answer.label)
+
+    asked = await ask(
+        lane,
+        ids,
+        lambda sample_id: make(by_id[sample_id]),
+        ExtractionAnswer,
+        stage=STAGE,
+        check=check if checked else lambda _id, _answer: (),
+        again=checked,
+    )
+    rules = tuple(
+        MicroRule(
+            sample_id=one,
+            label=by_id[one].label,
+            instruction=asked.answers[one].instruction.strip(),
+            analysis=asked.answers[one].analysis.strip(),
+            request=asked.requests[one],
+        )
+        for one in ids
+        if one in asked.answers
+    )
+    failures = tuple(asked.failures[one] for one in ids if one in asked.failures)
+    return Extraction(rules, failures, asked.asked_again)

@@ -1,0 +1,440 @@
+"""The whole compilation: the only module that knows all stages.
+
+Resuming is replaying: every stage asks for all it needs, in the same order as ever, and the response cache
+answers what was answered before (C2, C3). Artifacts are written as stages end and depend on nothing else,
+so a resumed run leaves the same bytes as an uninterrupted one (C12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from engine.clustering import Clustering, cluster_rules
+from engine.config import ChatRole, ClusterConfig, Config, load_config
+from engine.distillation import embedding, extraction, resolution, synthesis
+from engine.distillation.cases import CaseSelector
+from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
+from engine.distillation.manifest import Manifest, check_task
+from engine.distillation.session import Session, close_all, open_session
+from engine.distillation.templating import TaskContext
+from engine.errors import ModelError
+from engine.events import EventSink, Notice, StageFinished, StageStarted, ignore_events
+from engine.ports import Models, Within
+from engine.prompt import CompiledPrompt
+from engine.stopping import StopSignal
+from engine.store import Dataset, RunDirectory, load_dataset
+from engine.store.compiled import save_prompt
+from engine.tokens import estimate_tokens
+from engine.types import Failure, FloatVector, MicroRule, Sample, Scores
+
+CHAT_ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
+PAPER_CLUSTERS = ClusterConfig(method="dbscan", eps=0.4, min_samples=6, within="all")
+
+
+class ModelFactory(Protocol):
+    """Makes the models of a run once its training rows are known; `run` is its locked directory."""
+
+    def __call__(self, config: Config, train: Sequence[Sample], run: RunDirectory) -> Models: ...
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compilation brought. `seconds` is wall time; `validation` the provisional verdict's figures."""
+
+    run: Path
+    prompt: CompiledPrompt
+    validation: Evaluation
+    rounds: int
+    stop_reason: str
+    addresses: tuple[str, ...]
+    requests: Mapping[str, int]
+    cost_usd: float
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """The provisional verdict, in words."""
+        return "" if self.validation.verdict is None else self.validation.verdict.decision
+
+    def to_json(self) -> dict[str, Any]:
+        """What `pld compile --json` prints."""
+        compiled = self.validation.compiled
+        return {
+            "run": str(self.run),
+            "verdict": self.verdict,
+            "verdict_split": "validation",
+            "prompt_sha256": self.prompt.sha256,
+            "prompt_tokens": estimate_tokens(self.prompt.text),
+            "prompt_tokens_estimated": True,
+            "instructions": len(self.prompt.instructions),
+            "validation": {
+                name: {
+                    "macro_f1": one.macro_f1,
+                    "accuracy": one.accuracy,
+                    "ci95": [one.ci95.low, one.ci95.high],
+                }
+                for name, one in self.validation.systems.items()
+                if name != "compiled"
+            }
+            | _figures(compiled)
+            | {"n": compiled.n},
+            "rounds": self.rounds,
+            "stop_reason": self.stop_reason,
+            "requests": dict(self.requests),
+            "cost_usd": self.cost_usd,
+            "seconds": self.seconds,
+        }
+
+
+def _figures(scores: Scores) -> dict[str, Any]:
+    interval = [scores.ci95.low, scores.ci95.high]
+    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "ci95": interval}
+
+
+async def compile_prompt(
+    config: Config | str | Path,
+    models: Models | ModelFactory,
+    *,
+    run: str | Path | None = None,
+    max_cost_usd: float | None = None,
+    faithful: bool = False,
+    ablation: bool = False,
+    retry_failed: bool = False,
+    emit: EventSink = ignore_events,
+    stop: StopSignal | None = None,
+) -> CompileResult:
+    """Compile a labelled set into a prompt; see `docs/architecture.md` for the way of a sample.
+
+    `models` are ready models, or a factory that is given the training rows (local models are fitted on
+    them); models that a factory made are closed at the end. `run` defaults to `runs/TASK` beside the
+    configuration; calling again with the same one resumes. `max_cost_usd` overrides the configuration's
+    cap. `faithful` follows the paper's recipe to the letter instead of this project's refinements.
+    `ablation` also keeps the prompt before resolution, and the one that the resolver reaches from an empty
+    prompt. `retry_failed` asks again what this run had given up.
+
+    Raises `PldError`: a clear line each for configuration, data, models, budget, interruption.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    stop = stop or StopSignal()
+    started = time.monotonic()
+    directory = RunDirectory.create(default_run_folder(config) if run is None else run)
+    with directory.lock():
+        previous = check_task(directory, config)
+        emit(StageStarted("data"))
+        dataset = await asyncio.to_thread(load_dataset, config)
+        for notice in dataset.notices:
+            emit(notice)
+        emit(StageFinished("data", _rows_line(dataset), time.monotonic() - started))
+        if isinstance(models, Models):
+            opened, ours = models, False
+        else:
+            opened, ours = await asyncio.to_thread(models, config, dataset.train, directory), True
+        try:
+            async with open_session(
+                directory,
+                config,
+                emit=emit,
+                stop=stop,
+                max_cost_usd=config.run.max_cost_usd if max_cost_usd is None else max_cost_usd,
+                retry_failed=retry_failed,
+            ) as session:
+                manifest = Manifest(config, dataset, opened, previous, faithful=faithful)
+                for line in manifest.changes():
+                    emit(Notice(line))
+                work = _Compilation(session, dataset, opened, manifest, faithful=faithful, started=started)
+                return await work.run(ablation=ablation)
+        finally:
+            if ours:
+                await close_all(
+                    [opened.teacher, opened.synthesizer, opened.resolver, opened.embedder, opened.student]
+                )
+
+
+def default_run_folder(config: Config) -> Path:
+    """`runs/TASK` beside the configuration file."""
+    return config.base / "runs" / config.task.name
+
+
+class _Compilation:
+    """One pass through all stages, in order. Each method is one stage: it asks, writes, and hands on."""
+
+    def __init__(
+        self,
+        session: Session,
+        dataset: Dataset,
+        models: Models,
+        manifest: Manifest,
+        *,
+        faithful: bool,
+        started: float,
+    ) -> None:
+        self._session = session
+        self._run = session.run
+        self._config = session.config
+        self._dataset = dataset
+        self._models = models
+        self._manifest = manifest
+        self._faithful = faithful
+        self._started = started
+        counts = Counter(sample.label for sample in dataset.train)
+        self._context = TaskContext(self._config, counts)
+        self._failures: list[tuple[str, Failure]] = []
+        self._teacher = session.chat(models.teacher, self._config.role("teacher"))
+        self._synthesizer = session.chat(models.synthesizer, self._config.role("synthesizer"))
+        self._resolver = session.chat(models.resolver, self._config.role("resolver"))
+        self._student = session.chat(models.student, self._config.role("student"))
+
+    async def run(self, *, ablation: bool) -> CompileResult:
+        self._write_manifest(state="running")
+        rules = await self._extract()
+        rules, vectors = await self._embed(rules)
+        clustering = await self._cluster(rules, vectors)
+        clustered = await self._synthesize(rules, vectors, clustering)
+        selector = CaseSelector(
+            vectors,
+            {rule.sample_id: row for row, rule in enumerate(rules)},
+            max_tokens=self._models.resolver.max_input_tokens // 2,
+            max_cases=self._config.resolve.cases_per_request,
+        )
+        resolved = await self._resolve(clustered, selector, folder="rounds")
+        for stale in ABLATIONS:
+            self._run.remove(f"ablation/{stale}.json")
+        if ablation:
+            empty = await self._resolve(clustered.without_instructions(), selector, folder="ablation/rounds")
+            self._run.write_json("ablation/clustered.json", clustered.to_json())
+            self._run.write_json("ablation/resolver_only.json", empty.best.prompt.to_json())
+        prompt = resolved.best.prompt
+        evaluation = await self._provisional_verdict(prompt)
+        self._write_failures()
+        save_prompt(self._run, prompt)
+        self._manifest.stages["resolution"] = {"rounds": resolved.rounds, "stop_reason": resolved.stop_reason}
+        self._manifest.prompt = {
+            "sha256": prompt.sha256,
+            "tokens": estimate_tokens(prompt.text),
+            "instructions": len(prompt.instructions),
+        }
+        self._manifest.validation = evaluation.to_json()
+        self._write_manifest(state="done")
+        totals = self._session.scheduler.totals
+        return CompileResult(
+            run=self._run.path,
+            prompt=prompt,
+            validation=evaluation,
+            rounds=resolved.rounds,
+            stop_reason=resolved.stop_reason,
+            addresses=tuple(sorted({self._config.role(role).model for role in CHAT_ROLES})),
+            requests={"sent": totals.sent, "cached": totals.cached, "failed": totals.failed},
+            cost_usd=totals.cost_usd,
+            seconds=time.monotonic() - self._started,
+        )
+
+    async def _extract(self) -> tuple[MicroRule, ...]:
+        found = await extraction.extract_rules(
+            self._teacher, self._dataset.train, self._context, checked=not self._faithful
+        )
+        self._note_failures(extraction.STAGE, found.failures)
+        self._manifest.stages["extraction"] = {
+            "rules": len(found.rules),
+            "failures": len(found.failures),
+            "asked_again": found.asked_again,
+        }
+        if not found.rules:
+            raise ModelError(
+                f"{self._models.teacher.name}: no training row brought a usable rule; the commonest reason: "
+                f"{Counter(one.reason for one in found.failures).most_common(1)[0][0]}"
+            )
+        self._run.write_parquet(
+            "rules.parquet",
+            pl.DataFrame(
+                {
+                    "sample_id": [rule.sample_id for rule in found.rules],
+                    "label": [rule.label for rule in found.rules],
+                    "instruction": [rule.instruction for rule in found.rules],
+                    "analysis": [rule.analysis for rule in found.rules],
+                    "request": [rule.request for rule in found.rules],
+                }
+            ),
+        )
+        return found.rules
+
+    async def _embed(self, rules: Sequence[MicroRule]) -> tuple[tuple[MicroRule, ...], FloatVector]:
+        lane = self._session.embed(self._models.embedder, self._config.embedder)
+        kept, vectors, failures = await embedding.embed_rules(lane, rules)
+        self._note_failures(embedding.STAGE, failures)
+        self._manifest.stages["embedding"] = {"vectors": len(kept), "failures": len(failures)}
+        if not kept:
+            raise ModelError(f"{self._models.embedder.name}: not one rule could be embedded")
+        self._run.write_npy("vectors.npy", vectors)
+        return kept, vectors
+
+    async def _cluster(self, rules: Sequence[MicroRule], vectors: FloatVector) -> Clustering:
+        began = self._begin("clustering")
+        settings = PAPER_CLUSTERS if self._faithful else self._config.cluster
+        within: Within = settings.within or self._models.embedder.within
+        found = await asyncio.to_thread(
+            cluster_rules,
+            vectors,
+            [rule.label for rule in rules] if within == "label" else None,
+            eps=settings.eps,
+            min_samples=settings.min_samples,
+        )
+        nearest = np.full(len(rules), -1, dtype=np.int64)
+        similarity = np.full(len(rules), np.nan, dtype=np.float32)
+        nearest[found.long_tail.rows] = found.long_tail.nearest
+        similarity[found.long_tail.rows] = found.long_tail.cosine
+        self._run.write_parquet(
+            "clusters.parquet",
+            pl.DataFrame(
+                {
+                    "sample_id": [rule.sample_id for rule in rules],
+                    "label": [rule.label for rule in rules],
+                    "cluster": found.labels,
+                    "core": found.core,
+                    "nearest_cluster": nearest,
+                    "similarity": similarity,
+                }
+            ),
+        )
+        noise = len(found.long_tail.rows)
+        largest = max((cluster.size for cluster in found.clusters), default=0)
+        self._manifest.stages["clustering"] = {
+            "clusters": len(found.clusters),
+            "noise": noise,
+            "largest": largest,
+            "eps": settings.eps,
+            "min_samples": settings.min_samples,
+            "within": within,
+        }
+        self._end("clustering", began, f"{len(found.clusters)} clusters, {noise} rules outside them")
+        return found
+
+    async def _synthesize(
+        self, rules: Sequence[MicroRule], vectors: FloatVector, clustering: Clustering
+    ) -> CompiledPrompt:
+        clusters = {}
+        for cluster in clustering.clusters:
+            nearness = vectors[cluster.members] @ cluster.centroid
+            inward = cluster.members[np.argsort(-nearness, kind="stable")]
+            clusters[cluster.number] = [rules[row] for row in inward]
+        prompt = CompiledPrompt(self._config.task.description, self._config.task.labels)
+        if not clusters:
+            self._session.emit(
+                Notice("no two rules are alike enough to form a cluster: raise cluster.eps", warning=True)
+            )
+        found = await synthesis.synthesize(
+            self._synthesizer,
+            clusters,
+            self._context,
+            max_input_tokens=self._models.synthesizer.max_input_tokens,
+            again=not self._faithful,
+        )
+        self._note_failures(synthesis.STAGE, found.failures)
+        prompt = replace(prompt, instructions=found.instructions)
+        if not self._faithful:
+            prompt = self._fitting(prompt)
+            if prompt.instructions:
+                general = await synthesis.write_general_rules(self._synthesizer, prompt, self._context)
+                if isinstance(general, Failure):
+                    self._note_failures(synthesis.STAGE, [general])
+                else:
+                    prompt = replace(prompt, general=general)
+        self._manifest.stages["synthesis"] = {
+            "instructions": len(prompt.instructions),
+            "failures": len(found.failures),
+            "tokens": estimate_tokens(prompt.text),
+        }
+        return prompt
+
+    def _fitting(self, prompt: CompiledPrompt) -> CompiledPrompt:
+        """Leave out the instructions of the smallest clusters until the prompt is within its limit."""
+        limit = self._config.resolve.max_prompt_tokens
+        kept = prompt
+        while kept.instructions and estimate_tokens(kept.text) > limit:
+            kept = replace(kept, instructions=kept.instructions[:-1])
+        left_out = len(prompt.instructions) - len(kept.instructions)
+        if left_out:
+            self._session.emit(
+                Notice(
+                    f"{left_out} of {len(prompt.instructions)} instructions are left out, those of the "
+                    f"smallest clusters: the prompt may have {limit} tokens (resolve.max_prompt_tokens)",
+                    warning=True,
+                )
+            )
+        return kept
+
+    async def _resolve(
+        self, start: CompiledPrompt, selector: CaseSelector, *, folder: str
+    ) -> resolution.Resolution:
+        self._session.stop.check()
+        # rounds of an earlier compilation in this directory must not mix with this one's
+        for stale in sorted((self._run.path / folder).glob("*.json")):
+            self._run.remove(f"{folder}/{stale.name}")
+
+        def write_round(number: int, record: dict[str, Any]) -> None:
+            self._run.write_json(f"{folder}/{number:02d}.json", record)
+
+        loop = resolution.Resolver(
+            resolver=self._resolver,
+            student=self._student,
+            train=self._dataset.train,
+            validation=self._dataset.validation,
+            selector=selector,
+            context=self._context,
+            config=self._config.resolve,
+            seed=self._config.run.seed,
+            write_round=write_round,
+            tell=lambda line: self._session.emit(Notice(line)),
+        )
+        found = await (loop.run_faithfully(start) if self._faithful else loop.run(start))
+        self._note_failures(resolution.STAGE, found.failures)
+        return found
+
+    async def _provisional_verdict(self, prompt: CompiledPrompt) -> Evaluation:
+        return await evaluate_prompts(
+            self._student,
+            {"compiled": prompt, "zero_shot": prompt.without_instructions()},
+            self._dataset.validation,
+            split="validation",
+            train=self._dataset.train,
+            validation=None,
+            seed=self._config.run.seed,
+        )
+
+    def _note_failures(self, stage: str, failures: Sequence[Failure]) -> None:
+        self._failures += [(stage, failure) for failure in failures]
+
+    def _write_failures(self) -> None:
+        rows = [("data", f"{one.file}:{one.row}", one.field, one.reason) for one in self._dataset.rejected]
+        rows += [(stage, one.id, one.reason, one.detail) for stage, one in self._failures]
+        schema = {"stage": pl.String, "id": pl.String, "reason": pl.String, "detail": pl.String}
+        self._run.write_parquet("failures.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def _write_manifest(self, state: str) -> None:
+        document = self._manifest.to_json(
+            state=state,
+            stages={name: asdict(totals) for name, totals in self._session.scheduler.stage_totals.items()},
+            seconds=time.monotonic() - self._started,
+        )
+        self._run.write_manifest(document)
+
+    def _begin(self, stage: str) -> float:
+        self._session.stop.check()
+        self._session.emit(StageStarted(stage))
+        return time.monotonic()
+
+    def _end(self, stage: str, began: float, detail: str) -> None:
+        self._session.emit(StageFinished(stage, detail, time.monotonic() - began))
+
+
+def _rows_line(dataset: Dataset) -> str:
+    line = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
+    return f"{line}, {len(dataset.rejected)} set aside" if dataset.rejected else line

@@ -1,0 +1,117 @@
+"""Phase 2, second half (M7): each cluster of rules becomes one instruction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from engine.distillation.answers import GeneralAnswer, SynthesisAnswer, schema_of
+from engine.distillation.asking import ask
+from engine.distillation.templating import TaskContext, instruction_blocks, render
+from engine.fences import block, fence
+from engine.prompt import CompiledPrompt
+from engine.scheduler import Lane
+from engine.tokens import estimate_tokens
+from engine.types import Answer, Failure, Instruction, Message, MicroRule, Request
+
+STAGE = "synthesis"
+GENERAL_ID = "G"
+MAX_OUTPUT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """The instructions, largest cluster first, and the clusters that brought none."""
+
+    instructions: tuple[Instruction, ...]
+    failures: tuple[Failure, ...]
+
+
+async def synthesize(
+    lane: Lane[Request, Answer],
+    clusters: Mapping[int, Sequence[MicroRule]],
+    context: TaskContext,
+    *,
+    max_input_tokens: int,
+    again: bool = True,
+) -> Synthesis:
+    """Merge the rules of each cluster into one instruction.
+
+    `clusters` maps a cluster's number to its rules, nearest to its centre first. Instructions are numbered
+    I01, I02, … by cluster size, largest first (ties by number), so that what decides most rows stands first.
+    Rules may fill half of `max_input_tokens`.
+    """
+    order = sorted(clusters, key=lambda number: (-len(clusters[number]), number))
+    names = {f"cluster-{number}": number for number in order}
+    system = Message("system", render("synthesis_system", context=context.text))
+    schema = schema_of(SynthesisAnswer)
+    room = max_input_tokens // 2
+
+    def make(name: str) -> Request:
+        shown = render("synthesis_user", rules=_rules_block(clusters[names[name]], room))
+        return Request(name, (system, Message("user", shown)), MAX_OUTPUT_TOKENS, schema)
+
+    asked = await ask(lane, list(names), make, SynthesisAnswer, stage=STAGE, check=_not_empty, again=again)
+    instructions = tuple(
+        Instruction(
+            id=f"I{position:02d}",
+            title=" ".join(answer.title.split()),
+            text=answer.instruction.strip(),
+            cluster=names[name],
+            rule_ids=tuple(rule.sample_id for rule in clusters[names[name]]),
+        )
+        for position, (name, answer) in enumerate(
+            ((name, asked.answers[name]) for name in names if name in asked.answers), start=1
+        )
+    )
+    return Synthesis(instructions, tuple(asked.failures[name] for name in names if name in asked.failures))
+
+
+async def write_general_rules(
+    lane: Lane[Request, Answer], prompt: CompiledPrompt, context: TaskContext
+) -> Instruction | Failure:
+    """The rules ahead of all instructions: which goes first, and the label when none applies.
+
+    It traces to every rule behind the instructions that it orders.
+    """
+    system = Message("system", render("general_system", context=context.text))
+    shown = block("instructions", instruction_blocks(prompt.instructions))
+
+    def make(name: str) -> Request:
+        user = Message("user", render("general_user", instructions=shown))
+        return Request(name, (system, user), MAX_OUTPUT_TOKENS, schema_of(GeneralAnswer))
+
+    asked = await ask(lane, ["general"], make, GeneralAnswer, stage=STAGE, check=_not_empty)
+    if "general" in asked.failures:
+        return asked.failures["general"]
+    behind = sorted({rule for one in prompt.instructions for rule in one.rule_ids})
+    return Instruction(GENERAL_ID, asked.answers["general"].instruction.strip(), rule_ids=tuple(behind))
+
+
+def _rules_block(rules: Sequence[MicroRule], max_tokens: int) -> str:
+    """Distinct rules with their counts, as many as fit in `max_tokens`.
+
+    Where they do not all fit, labels take turns, so that a rare label is not crowded out; within a label the
+    commonest go first, then those that `rules` has first (nearest to the cluster's centre).
+    """
+    counts = Counter((rule.label, rule.instruction) for rule in rules)
+    by_label: dict[str, list[tuple[str, str]]] = {}
+    for key in sorted(counts, key=lambda key: -counts[key]):
+        by_label.setdefault(key[0], []).append(key)
+    turns = zip_longest(*(by_label[label] for label in sorted(by_label)))
+    shown: list[tuple[str, str]] = []
+    used = 0
+    for key in (key for turn in turns for key in turn if key is not None):
+        used += estimate_tokens(key[1]) + 16
+        if used > max_tokens and shown:
+            break
+        shown.append(key)
+    shown.sort(key=lambda key: (-counts[key], key))
+    fences = (fence("rule", text, label=label, count=counts[label, text]) for label, text in shown)
+    return block("rules", "\n".join(fences), total=len(rules))
+
+
+def _not_empty(_name: str, answer: SynthesisAnswer | GeneralAnswer) -> list[str]:
+    return [] if answer.instruction.strip() else ["the instruction is empty"]

@@ -1,0 +1,50 @@
+"""Template files and how they are filled. Data enters only through fences (C11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from string import Template
+
+from engine.config import Config
+from engine.fences import fence
+from engine.types import Instruction
+
+
+@cache
+def _template(name: str) -> Template:
+    return Template((files("engine.distillation") / "templates" / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def render(name: str, **values: str) -> str:
+    """Fill `templates/NAME.md`. Values are inserted as they are and never read as templates themselves."""
+    return _template(name).substitute(values).strip()
+
+
+class TaskContext:
+    """What every request to teacher, synthesizer and resolver opens with: task, labels, policy."""
+
+    def __init__(self, config: Config, rows_per_label: Mapping[str, int]) -> None:
+        policy = config.policy_text()
+        parts = [f"# Task\n{config.task.description.strip()}", "# Labels"]
+        parts += [
+            fence("label", meaning or label, name=label, rows=rows_per_label.get(label, 0))
+            for label, meaning in config.task.labels.items()
+        ]
+        if policy:
+            parts += ["# Policy", fence("policy", policy)]
+        self.text = "\n".join(parts)
+        self.labels = config.labels
+
+
+def instruction_blocks(instructions: Sequence[Instruction]) -> str:
+    """Instructions as fences, with their ids, as synthesizer and resolver see them."""
+    return "\n".join(
+        fence("instruction", one.text, id=one.id, title=_plain(one.title)) for one in instructions
+    )
+
+
+def _plain(title: str) -> str:
+    # an attribute cannot hold quotes or brackets, and a title comes from a model
+    return "".join(" " if c in '"<>' else c for c in title)

@@ -1,0 +1,129 @@
+"""Chat models and embedders behind one face, so that the scheduler knows neither."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from engine.ports import FREE, ChatModel, Embedder, Price
+from engine.scheduler.codec import decode_answer, decode_embedding, encode_answer, encode_embedding
+from engine.tokens import estimate_tokens, most_tokens
+from engine.types import Answer, AttemptFailure, Embedding, EmbedRequest, Request, Usage
+
+# What chat templates put around a message, at most.
+_TOKENS_PER_MESSAGE = 16
+
+
+class Question(Protocol):
+    """A request of any kind."""
+
+    @property
+    def id(self) -> str: ...
+
+    def digest(self, model: str) -> bytes: ...
+
+
+class Reply(Protocol):
+    """A usable answer of any kind."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+
+QuestionT = TypeVar("QuestionT", bound=Question)
+ReplyT = TypeVar("ReplyT", bound=Reply)
+
+
+class Endpoint(ABC, Generic[QuestionT, ReplyT]):
+    """One model, its price and its way of keeping answers.
+
+    `max_input_tokens` is what a request may hold; of an embedder that is not known, so it is no limit.
+    """
+
+    def __init__(self, name: str, max_batch: int, price: Price | None, max_input_tokens: int) -> None:
+        self.name = name
+        self.max_batch = max_batch
+        self.max_input_tokens = max_input_tokens
+        self.price = FREE if price is None else price
+
+    @abstractmethod
+    async def call(self, requests: Sequence[QuestionT]) -> Sequence[ReplyT | AttemptFailure]:
+        """One outcome per request, in order."""
+
+    @abstractmethod
+    def encode(self, answer: ReplyT) -> bytes: ...
+
+    @abstractmethod
+    def decode(self, payload: bytes) -> ReplyT: ...
+
+    @abstractmethod
+    def _input(self, request: QuestionT) -> Iterable[str]:
+        """Every text of the request that is billed as input."""
+
+    @abstractmethod
+    def _max_output_tokens(self, request: QuestionT) -> int: ...
+
+    def estimated_tokens(self, request: QuestionT) -> int:
+        """About what the request counts against tokens per minute, with its output in full."""
+        return self._input_tokens(request, estimate_tokens) + self._max_output_tokens(request)
+
+    def most_cost_usd(self, request: QuestionT) -> float:
+        """The most that the request can be billed: no tokenizer makes more of the input than its bytes."""
+        if self.price == FREE:
+            return 0.0
+        usage = Usage(self._input_tokens(request, most_tokens), self._max_output_tokens(request))
+        return self.price.cost_usd(usage)
+
+    def _input_tokens(self, request: QuestionT, count: Callable[[str], int]) -> int:
+        return sum(count(text) + _TOKENS_PER_MESSAGE for text in self._input(request))
+
+
+class ChatEndpoint(Endpoint[Request, Answer]):
+    """A `ChatModel`."""
+
+    def __init__(self, model: ChatModel) -> None:
+        super().__init__(model.name, model.max_batch, model.price, model.max_input_tokens)
+        self._model = model
+
+    async def call(self, requests: Sequence[Request]) -> Sequence[Answer | AttemptFailure]:
+        return await self._model.complete(requests)
+
+    def encode(self, answer: Answer) -> bytes:
+        return encode_answer(answer)
+
+    def decode(self, payload: bytes) -> Answer:
+        return decode_answer(payload)
+
+    def _input(self, request: Request) -> Iterable[str]:
+        yield from (message.content for message in request.messages)
+        if request.schema is not None:
+            yield repr(request.schema.json_schema)
+        yield from request.choices
+
+    def _max_output_tokens(self, request: Request) -> int:
+        return request.max_output_tokens
+
+
+class EmbedEndpoint(Endpoint[EmbedRequest, Embedding]):
+    """An `Embedder`."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder.name, embedder.max_batch, embedder.price, sys.maxsize)
+        self._embedder = embedder
+
+    async def call(self, requests: Sequence[EmbedRequest]) -> Sequence[Embedding | AttemptFailure]:
+        return await self._embedder.embed([request.text for request in requests])
+
+    def encode(self, answer: Embedding) -> bytes:
+        return encode_embedding(answer)
+
+    def decode(self, payload: bytes) -> Embedding:
+        return decode_embedding(payload)
+
+    def _input(self, request: EmbedRequest) -> Iterable[str]:
+        yield request.text
+
+    def _max_output_tokens(self, request: EmbedRequest) -> int:  # noqa: ARG002 - embedders write nothing
+        return 0

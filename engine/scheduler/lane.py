@@ -1,0 +1,102 @@
+"""One model under its limits, for as long as the run lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Generic
+
+from engine.ports import Reservation
+from engine.scheduler.endpoint import Endpoint, QuestionT, ReplyT
+from engine.scheduler.job import Job
+from engine.scheduler.limits import Limits, RateLimiter
+from engine.scheduler.retry import Pause
+from engine.scheduler.stream import Stream
+
+if TYPE_CHECKING:
+    from engine.scheduler.scheduler import Scheduler
+
+_DEFAULT_CONCURRENCY = 64
+
+
+class Lane(Generic[QuestionT, ReplyT]):
+    """Requests to one model. Streams on one lane share its limits, its pauses and its slots.
+
+    `in_flight` counts requests at the model; `open` those sent whose outcome is not yet on disk (C2).
+    """
+
+    def __init__(self, scheduler: Scheduler, endpoint: Endpoint[QuestionT, ReplyT], limits: Limits) -> None:
+        self.scheduler = scheduler
+        self.model = endpoint
+        self.concurrency = limits.concurrency or max(_DEFAULT_CONCURRENCY, endpoint.max_batch)
+        if endpoint.max_batch == 1 or limits.concurrency is None:
+            self.workers = self.concurrency if endpoint.max_batch == 1 else 1
+        else:
+            self.workers = -(-self.concurrency // endpoint.max_batch)
+        self.batch = min(endpoint.max_batch, -(-self.concurrency // self.workers))
+        self.limiter = RateLimiter(limits, scheduler.clock, model=endpoint.name, budget=scheduler.budget)
+        self.gate = asyncio.Lock()  # one dispatcher at a time waits for the limiter
+        self.pause = Pause(scheduler.policy, scheduler.clock)
+        self.max_open = self.concurrency + scheduler.max_uncommitted
+        self.in_flight = 0
+        self.open = 0
+        self.streams: set[Stream[QuestionT, ReplyT]] = set()
+
+    @property
+    def name(self) -> str:
+        """The model's name, as it stands in every cache key."""
+        return self.model.name
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        requests: Iterable[QuestionT] | AsyncIterable[QuestionT],
+        *,
+        stage: str,
+        total: int | None = None,
+    ) -> AsyncIterator[Stream[QuestionT, ReplyT]]:
+        """Ask all `requests`; iterate over what comes back, in the order of completion.
+
+        Every request gets exactly one `Result`, after its outcome is on disk. Memory does not grow with the
+        number of requests: they are pulled as results are taken. Leaving the block early cancels what is in
+        flight and keeps what has finished. Iterating raises what ended the stream, once the results up to
+        then are taken: `BudgetError`, `ModelError`, `InterruptedRunError`, or what `requests` itself raised.
+        """
+        stream = Stream(self, requests, stage, total)
+        failure: Exception | None = None
+        async with asyncio.TaskGroup() as group:
+            runner = group.create_task(stream.run())
+            try:
+                yield stream
+            except Exception as exc:  # noqa: BLE001 - raised below: the task group would wrap it
+                failure = exc
+            finally:
+                runner.cancel()
+        stream.report_end(failed=failure is not None)
+        if failure is not None:
+            raise failure
+
+    def need(self, request: QuestionT) -> Reservation:
+        """What the limiter has to set aside for one attempt at `request`."""
+        return Reservation(
+            tokens=self.model.estimated_tokens(request) if self.limiter.counts_tokens else 0,
+            cost_usd=self.model.most_cost_usd(request) if self.limiter.counts_cost else 0.0,
+        )
+
+    def admit(self, job: Job[QuestionT, ReplyT]) -> None:
+        """Count a job as sent and not yet on disk."""
+        if not job.open:
+            job.open = True
+            self.open += 1
+
+    def forget(self, job: Job[QuestionT, ReplyT]) -> None:
+        """The opposite of `admit`."""
+        if job.open:
+            job.open = False
+            self.open -= 1
+
+    def wake(self) -> None:
+        """Something has changed that a dispatcher of this lane may be waiting for."""
+        for stream in self.streams:
+            stream.dispatcher.wake.set()

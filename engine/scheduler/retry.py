@@ -1,0 +1,79 @@
+"""When a failed attempt is repeated, when a lane pauses, and when a job is not worth going on with."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from engine.ports import Clock
+from engine.types import Retry
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter, capped in attempts and in time.
+
+    - `max_attempts` counts the first one; `max_total_s` runs from the first sending of a request.
+    - `attempt_deadline_s` bounds one attempt from the moment it is sent; only for models that take one
+      request at a time (a batch of an in-process model takes as long as it takes). None: no deadline.
+    - A rate limit burns no attempt; a request that was held up by them for `max_rate_limited_s` is given up.
+    - `same_failures`: a job whose first outcomes, so many of them, all fail alike is stopped.
+    """
+
+    max_attempts: int = 6
+    base_delay_s: float = 0.5
+    max_delay_s: float = 30.0
+    max_total_s: float = 1800.0
+    attempt_deadline_s: float | None = 300.0
+    max_rate_limited_s: float = 900.0
+    first_pause_s: float = 1.0
+    max_pause_s: float = 60.0
+    same_failures: int = 20
+
+    def delay_s(self, attempts: int, elapsed_s: float, retry: Retry, rng: random.Random) -> float | None:
+        """How long to wait before the next attempt after `attempts` failed ones; None: give up."""
+        if retry.kind == "no" or attempts >= self.max_attempts:
+            return None
+        ceiling = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempts - 1, 30))
+        delay = max(rng.uniform(0.0, ceiling), retry.after_s or 0.0)
+        return None if elapsed_s + delay > self.max_total_s else delay
+
+
+class Pause:
+    """A lane's answer to rate limits: everyone waits.
+
+    One pause per episode: the refusals of requests that were sent before the pause began are part of it and
+    lengthen it only where the provider says so. Where it does not say how long, pauses double from episode to
+    episode until an answer comes through.
+    """
+
+    def __init__(self, policy: RetryPolicy, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._began_at = -1.0
+        self._until = 0.0
+        self._episodes = 0
+
+    def remaining_s(self) -> float:
+        """Seconds until requests may be sent again, 0 for now."""
+        return max(0.0, self._until - self._clock.monotonic())
+
+    def extend(self, sent_at: float, after_s: float | None) -> None:
+        """Take note of a refusal of a request that was sent at `sent_at`."""
+        now = self._clock.monotonic()
+        if sent_at >= self._began_at and now >= self._until:
+            self._began_at = now
+            self._episodes += 1
+            unknown = self._policy.first_pause_s * 2.0 ** min(self._episodes - 1, 20)
+            self._until = now + (min(unknown, self._policy.max_pause_s) if after_s is None else after_s)
+        elif after_s is not None:
+            self._until = max(self._until, now + after_s)
+
+    @property
+    def until(self) -> float:
+        """The moment, by the clock, from which requests may be sent."""
+        return self._until
+
+    def answered(self) -> None:
+        """An answer came through: the next pause of unknown length is a short one again."""
+        self._episodes = 0

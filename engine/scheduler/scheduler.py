@@ -1,0 +1,110 @@
+"""The scheduler of one run: what its lanes share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import BudgetError
+from engine.events import EventSink, ignore_events
+from engine.ports import ChatModel, Clock, Embedder, Journal, Price
+from engine.scheduler.budget import Budget
+from engine.scheduler.clock import SystemClock
+from engine.scheduler.endpoint import ChatEndpoint, EmbedEndpoint
+from engine.scheduler.job import Job
+from engine.scheduler.lane import Lane
+from engine.scheduler.limits import Limits
+from engine.scheduler.retry import RetryPolicy
+from engine.scheduler.stream import Stream
+from engine.scheduler.totals import Totals
+from engine.types import Answer, Embedding, EmbedRequest, Request
+
+
+class Scheduler:
+    """Requests in, outcomes out. Belongs to one event loop.
+
+    - `journal`: where outcomes are looked up and kept; None: nothing is kept.
+    - `budget`: the cap on cost of all lanes together; a model without a known price is then refused.
+    - `max_uncommitted`: how many outcomes may wait for the journal beyond those in flight (C2).
+    - `seed`: of the jitter in backoffs.
+    """
+
+    def __init__(
+        self,
+        journal: Journal | None,
+        *,
+        clock: Clock | None = None,
+        emit: EventSink = ignore_events,
+        budget: Budget | None = None,
+        max_uncommitted: int = 256,
+        seed: int = 0,
+        policy: RetryPolicy | None = None,
+    ) -> None:
+        if max_uncommitted < 0:
+            raise ValueError(f"max_uncommitted must be 0 or more, not {max_uncommitted}")
+        self.journal = journal
+        self.clock: Clock = clock or SystemClock()
+        self.emit = emit
+        self.budget = budget
+        self.max_uncommitted = max_uncommitted
+        self.rng = random.Random(seed)
+        self.policy = policy or RetryPolicy()
+        self.stopping = False
+        self.jobs: dict[bytes, Job[Any, Any]] = {}  # every request under way, by its key (C3)
+        self._streams: set[Stream[Any, Any]] = set()
+        self._stages: dict[str, Totals] = {}
+
+    def chat(self, model: ChatModel, limits: Limits = Limits()) -> Lane[Request, Answer]:  # noqa: B008 - frozen
+        """A lane to `model`. Create it once: limits hold per lane. Raises `BudgetError` without a price."""
+        self._check_price(model.name, model.price)
+        return Lane(self, ChatEndpoint(model), limits)
+
+    def embed(self, embedder: Embedder, limits: Limits = Limits()) -> Lane[EmbedRequest, Embedding]:  # noqa: B008
+        """A lane to `embedder`, under the same rules."""
+        self._check_price(embedder.name, embedder.price)
+        return Lane(self, EmbedEndpoint(embedder), limits)
+
+    def request_stop(self) -> None:
+        """Send nothing more. What is in flight is finished and kept, then streams raise `InterruptedRunError`.
+
+        To be called on the event loop's thread; calling it again changes nothing.
+        """
+        self.stopping = True
+        for stream in self._streams:
+            stream.stop()
+
+    @property
+    def stage_totals(self) -> Mapping[str, Totals]:
+        """The totals of each stage so far."""
+        stages = {name: Totals() for name in self._stages}
+        for name, totals in self._stages.items():
+            stages[name].add(totals)
+        for stream in self._streams:
+            stages.setdefault(stream.stage, Totals()).add(stream.totals)
+        return stages
+
+    @property
+    def totals(self) -> Totals:
+        """The totals of all stages so far."""
+        totals = Totals()
+        for stage in self.stage_totals.values():
+            totals.add(stage)
+        return totals
+
+    def opened(self, stream: Stream[Any, Any]) -> None:
+        """A stream has begun."""
+        self._streams.add(stream)
+
+    def closed(self, stream: Stream[Any, Any]) -> None:
+        """A stream has ended; its totals are final."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+            self._stages.setdefault(stream.stage, Totals()).add(stream.totals)
+
+    def _check_price(self, name: str, price: Price | None) -> None:
+        if self.budget is not None and price is None:
+            raise BudgetError(
+                f"the price of {name} is unknown, so the cap of ${self.budget.max_cost_usd:g} cannot be "
+                "kept; choose a model with a known price or run without a cap"
+            )

@@ -1,0 +1,232 @@
+"""One pass of requests through a lane: its parts, its results and its end.
+
+::
+
+    source -> Feeder -> ready -> Dispatcher -> workers -> Committer -> results -> consumer
+                 `------- answered by the journal, or by an equal request ------'
+
+Everything between source and consumer is counted in `pulled - taken` and bounded by `window` (C5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic
+
+from engine.errors import InterruptedRunError, PldError
+from engine.events import StageFinished, StageProgress, StageStarted
+from engine.scheduler.committer import Committer
+from engine.scheduler.dispatcher import Dispatcher
+from engine.scheduler.endpoint import QuestionT, ReplyT
+from engine.scheduler.feeder import Feeder
+from engine.scheduler.job import Job, Source
+from engine.scheduler.totals import Totals
+from engine.types import Failure, Result
+
+if TYPE_CHECKING:
+    from engine.scheduler.lane import Lane
+
+_CHUNK = 256
+_PROGRESS_EVERY_S = 0.1
+
+
+class Stream(Generic[QuestionT, ReplyT]):
+    """The results of one pass, in the order of completion; an async iterator. Made by `Lane.stream`."""
+
+    def __init__(
+        self,
+        lane: Lane[QuestionT, ReplyT],
+        source: Iterable[QuestionT] | AsyncIterable[QuestionT],
+        stage: str,
+        total: int | None,
+    ) -> None:
+        self.lane = lane
+        self.scheduler = lane.scheduler
+        self.stage = stage
+        self.totals = Totals()
+        self.chunk = max(_CHUNK, min(lane.batch, 4 * _CHUNK))
+        self.window = lane.max_open + 2 * max(self.chunk, lane.batch)
+        self.pulled = 0
+        self.taken = 0
+        self.stopping = False
+        self.feeder = Feeder(self, source)
+        self.dispatcher = Dispatcher(self)
+        self.committer = Committer(self)
+        self._sending: list[asyncio.Task[None]] = []
+        self._results: deque[Result[ReplyT]] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._began_at = self.scheduler.clock.monotonic()
+        self._reported_at = self._began_at
+        self.scheduler.emit(StageStarted(stage, total))
+
+    # --- for the consumer ----------------------------------------------------------------------------
+
+    def __aiter__(self) -> Stream[QuestionT, ReplyT]:
+        return self
+
+    async def __anext__(self) -> Result[ReplyT]:
+        while not self._results:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        self.taken += 1
+        if self.feeder.blocked:
+            self.feeder.look_for_room()
+        return self._results.popleft()
+
+    # --- for the scheduler ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until every request is answered; what goes wrong is raised to the consumer."""
+        self.scheduler.opened(self)
+        self.lane.streams.add(self)
+        try:
+            await self._run()
+            self._error = self.feeder.error
+        except BaseExceptionGroup as group:
+            self._error = _the_one(group)
+        except Exception as exc:  # noqa: BLE001 - raised to the consumer
+            self._error = exc
+        finally:
+            self.lane.streams.discard(self)
+            self._abandon()
+            self.scheduler.closed(self)
+            self._ended = True
+            self._arrived.set()
+        if self._error is None and not (self.answered and self.feeder.exhausted):
+            self._error = InterruptedRunError(
+                f"stopped in {self.stage}: {self.totals.done} requests are answered and saved; "
+                "run the same command again to go on"
+            )
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(self.dispatcher.work()) for _ in range(self.lane.workers)]
+                committing = group.create_task(self.committer.run())
+                self._sending = [
+                    group.create_task(self.feeder.run()),
+                    group.create_task(self.dispatcher.run()),
+                ]
+                if self.scheduler.stopping:
+                    self.stop()
+                await asyncio.wait(self._sending)  # they end by themselves, or are cancelled by `stop`
+                await self.dispatcher.finish(workers)
+                self.committer.seal()
+                await asyncio.wait([committing])
+        finally:
+            await self.committer.save_the_rest()
+
+    def stop(self) -> None:
+        """Pull and send nothing more."""
+        self.stopping = True
+        for task in self._sending:
+            task.cancel()
+
+    def deliver(self, job: Job[QuestionT, ReplyT], outcome: ReplyT | Failure, source: Source) -> None:
+        """Hand out what is on disk, to the request and to its equals."""
+        del self.scheduler.jobs[job.key]
+        self._put(job.request.id, outcome, source)
+        for stream, request in job.waiting:
+            stream._put(request.id, outcome, "shared")
+            if stream is not self:
+                stream.progress()
+                stream.dispatcher.wake.set()
+
+    def progress(self, *, last: bool = False) -> None:
+        """Tell the listener, ten times a second at most."""
+        now = self.scheduler.clock.monotonic()
+        if not last and now - self._reported_at < _PROGRESS_EVERY_S:
+            return
+        self._reported_at = now
+        t = self.totals
+        self.scheduler.emit(
+            StageProgress(
+                stage=self.stage,
+                done=t.done,
+                failed=t.failed,
+                cached=t.cached,
+                sent=t.sent,
+                retries=t.retries,
+                in_flight=self.dispatcher.in_flight,
+                input_tokens=t.input_tokens,
+                output_tokens=t.output_tokens,
+                cost_usd=t.cost_usd,
+            )
+        )
+
+    def report_end(self, *, failed: bool) -> None:
+        """The last events of the stage."""
+        self.progress(last=True)
+        if failed:
+            return
+        t = self.totals
+        self.scheduler.emit(
+            StageFinished(
+                self.stage,
+                f"{t.sent} sent, {t.cached} from the cache, {t.failed} failed",
+                self.scheduler.clock.monotonic() - self._began_at,
+            )
+        )
+
+    def _put(self, request_id: str, outcome: ReplyT | Failure, source: Source) -> None:
+        if isinstance(outcome, Failure) and outcome.id != request_id:
+            outcome = replace(outcome, id=request_id)
+        result: Result[ReplyT] = Result(request_id, outcome, source)
+        self.totals.count(result)
+        self._results.append(result)
+        self._arrived.set()
+
+    def _abandon(self) -> None:
+        """Let go of what has no outcome: pay for it, and give requests that others also asked to them."""
+        self.dispatcher.abandon()
+        mine = [job for job in self.scheduler.jobs.values() if job.stream is self]
+        for job in mine:
+            del self.scheduler.jobs[job.key]
+            self.lane.forget(job)
+            if job.need is not None:
+                self.lane.limiter.settle(job.need, None)
+            self.totals.cost_usd += job.cost_usd
+            self.totals.input_tokens += job.usage.input_tokens
+            self.totals.output_tokens += job.usage.output_tokens
+            for stream, request in job.waiting:
+                if stream is not self:
+                    stream.adopt(job.key, request)
+        for job in self.scheduler.jobs.values():
+            job.waiting = [pair for pair in job.waiting if pair[0] is not self]
+        self.lane.wake()
+
+    def adopt(self, key: bytes, request: QuestionT) -> None:
+        """Take over a request whose equal, in another stream, was given up before it had an outcome."""
+        job = self.scheduler.jobs.get(key)
+        if job is not None:
+            job.waiting.append((self, request))
+        else:
+            self.scheduler.jobs[key] = job = Job(key, request, self)
+            self.dispatcher.enqueue([job])
+
+    @property
+    def answered(self) -> bool:
+        """Whether everything that was pulled has its result."""
+        return self.pulled == self.totals.done
+
+
+def _the_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error that says something to the user, else the first."""
+    leaves = list(_leaves(group))
+    return next((error for error in leaves if isinstance(error, PldError)), leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Sequence[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found

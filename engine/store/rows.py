@@ -1,0 +1,97 @@
+"""Rows to classify, streamed: memory is constant in their number (C5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.store.files import find_files
+from engine.store.tables import Table, check_columns, count_rows, problem_of, read_table, text_of, word_of
+from engine.store.text_tables import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Consecutive rows of one file, at least one.
+
+    `first_row` is the number of the first, from 0 over all files together. `texts[i]` is None exactly where
+    `problems` has `i`, with the reason in words that never show the row's content. `ids` is None where no id
+    column was named; a row without a usable id has "" there and is classified all the same.
+    """
+
+    first_row: int
+    file_index: int
+    ids: list[str] | None
+    texts: list[str | None]
+    problems: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class RowReader:
+    """Every row of some Parquet, CSV or NDJSON files exactly once, broken lines included, in a fixed order.
+
+    `paths` may be globs; files are read in the order given, the matches of a glob by name. Iterating again
+    starts again. Blank lines of text files are no rows. Raises `DataError` at once where a file or a column
+    is missing, and while iterating where a file is damaged beyond single lines.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        text_column: str,
+        id_column: str | None = None,
+        *,
+        batch_rows: int = 4096,
+    ) -> None:
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
+        self.paths = find_files(paths)
+        self._columns = (text_column,) if id_column is None else (text_column, id_column)
+        self._batch_rows = batch_rows
+        self._skip = 0
+        for path in self.paths:
+            check_columns(path, self._columns)
+
+    def skip_rows(self, n: int) -> None:
+        """Let iteration begin at row `n`. Parquet is not read up to there; text is split into lines only."""
+        if n < 0:
+            raise ValueError(f"cannot skip {n} rows")
+        self._skip = n
+
+    def count_rows(self) -> int | None:
+        """Rows in all files, where that is known without reading them (all Parquet), else None."""
+        counts = [count_rows(path) for path in self.paths]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        offset = 0
+        for index, path in enumerate(self.paths):
+            end = 0
+            skip = max(0, self._skip - offset)
+            for table in read_table(path, self._columns, batch_rows=self._batch_rows, skip=skip):
+                end = table.first_row + len(table.rows)
+                if table.rows:
+                    yield self._batch(table, offset, index)
+            offset += end
+
+    def _batch(self, table: Table, offset: int, file_index: int) -> RowBatch:
+        text_column = self._columns[0]
+        with_ids = len(self._columns) == 2
+        ids: list[str] = []
+        texts: list[str | None] = []
+        problems: dict[int, str] = {}
+        for index, row in enumerate(table.rows):
+            text = row if isinstance(row, Problem) else problem_of(text_column, text_of, row[0])
+            if isinstance(text, Problem):
+                texts.append(None)
+                where = "" if table.lines is None else f" (line {table.lines[index]})"
+                problems[index] = f"{text.field}: {text.reason}{where}"
+            else:
+                texts.append(text)
+            if with_ids:
+                row_id = row if isinstance(row, Problem) else problem_of("id", word_of, row[1])
+                ids.append("" if isinstance(row_id, Problem) else row_id)
+        return RowBatch(table.first_row + offset, file_index, ids if with_ids else None, texts, problems)

@@ -1,0 +1,1 @@
+"""What several tests share: virtual time, fakes of the ports."""
