@@ -19,7 +19,7 @@ class Display:
     """Renders the engine's events. `quiet` keeps warnings only.
 
     A stage may be entered several times in a row (resolution asks the student again and again): it is shown
-    as one, with one closing line.
+    as one, with its figures added up and one closing line.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -30,8 +30,7 @@ class Display:
         self._stage = ""
         self._began = 0.0
         self._detail = ""
-        self._total: int | None = None
-        self._base = 0
+        self._passes: list[StageProgress] = []
         self._last_line = 0.0
 
     def __enter__(self) -> Display:
@@ -39,7 +38,7 @@ class Display:
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=20),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
                 console=self._console,
@@ -77,18 +76,21 @@ class Display:
     def _open_stage(self, event: StageStarted) -> None:
         if event.stage != self._stage:
             self._close_stage()
-            self._stage, self._began, self._detail = event.stage, time.monotonic(), ""
+            self._stage, self._began, self._detail, self._passes = event.stage, time.monotonic(), "", []
             if self._progress is not None:
                 self._task = self._progress.add_task(event.stage, total=event.total, figures="")
             elif not self._quiet:
                 self.say(f"{event.stage} …")
             self._last_line = time.monotonic()
-        self._total = event.total
+        self._passes.append(StageProgress(event.stage, 0, 0, 0, 0, 0, 0, 0, 0, 0.0))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=event.total, completed=0)
 
     def _show(self, event: StageProgress) -> None:
-        figures = _figures(event, time.monotonic() - self._began)
+        if not self._passes:
+            return
+        self._passes[-1] = event
+        figures = _figures(self._passes, time.monotonic() - self._began)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=event.done, figures=figures)
         elif not self._quiet and time.monotonic() - self._last_line >= _PLAIN_INTERVAL_S:
@@ -103,18 +105,23 @@ class Display:
             self._task = None
         if not self._quiet:
             seconds = time.monotonic() - self._began
-            self.say(f"{self._stage}: {self._detail or 'done'} ({seconds:.1f} s)")
+            told = _figures(self._passes, seconds) if len(self._passes) > 1 else self._detail
+            self.say(f"{self._stage}: {told or 'done'} ({seconds:.1f} s)")
         self._stage = ""
 
 
-def _figures(event: StageProgress, seconds: float) -> str:
-    parts = [f"{event.done:,} done", f"{event.done / max(seconds, 0.1):,.0f}/s"]
-    for count, what in ((event.cached, "cached"), (event.failed, "failed"), (event.retries, "retries")):
+def _figures(passes: list[StageProgress], seconds: float) -> str:
+    done = sum(one.done for one in passes)
+    parts = [f"{done:,} done", f"{done / max(seconds, 0.1):,.0f}/s"]
+    for count, what in (
+        (sum(one.cached for one in passes), "cached"),
+        (sum(one.failed for one in passes), "failed"),
+        (sum(one.retries for one in passes), "retries"),
+        (sum(one.input_tokens + one.output_tokens for one in passes), "tokens"),
+    ):
         if count:
             parts.append(f"{count:,} {what}")
-    tokens = event.input_tokens + event.output_tokens
-    if tokens:
-        parts.append(f"{tokens:,} tokens")
-    if event.cost_usd:
-        parts.append(f"${event.cost_usd:,.4f}")
+    cost = sum(one.cost_usd for one in passes)
+    if cost:
+        parts.append(f"${cost:,.4f}")
     return ", ".join(parts)

@@ -18,10 +18,10 @@ from adapters.local.text import cues_of
 from engine.fences import read_all, read_one
 
 MAX_EDITS = 4
-MAX_CHANGES = 24
+MAX_CHANGES = 40
 MAX_TOKENS = 1800
-MIN_Z = 2.0
-MIN_ROWS = 1.5
+MIN_Z = 1.5
+MIN_ROWS = 0.3
 _SOFTNESS = 1.0
 _KEPT_TEXTS = 100_000
 

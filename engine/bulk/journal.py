@@ -1,137 +1,136 @@
-"""What is answered of parts that are not complete: with it, `kill -9` costs a few hundred rows, not parts (C2)."""
+"""What is answered of open parts: with it, `kill -9` costs the answers in flight, not whole parts (C2).
+
+One file for each open part, `open-00003.log`, a frame for each outcome::
+
+    row (8 bytes), failed (1), length (4), CRC-32 of the payload (4), payload
+
+The payload is the encoded answer, or reason and detail of a failure as JSON. Numbers are little-endian.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
-from engine.bulk.parts import Entry
-from engine.errors import RunError
-from engine.ports import Clock
-from engine.scheduler.clock import SystemClock
-from engine.scheduler.shielded import finish
+from engine.bulk.texts import valid
+from engine.errors import CorruptStoreError, RunError
+from engine.ports import Record
+from engine.scheduler import decode_answer
+from engine.types import Answer, Failure, Result
 
-MAX_UNCOMMITTED = 256
-"""So many answers wait for the disk at most."""
-
-_MAX_WAIT_S = 1.0
+_HEAD = struct.Struct("<Q?II")
 _PREFIX = "open-"
+_SUFFIX = ".log"
 
 
-class Journal:
-    """One file for each open part, `open-00003.ndjson`, with a line for each answered row.
+class PartJournal:
+    """`engine.ports.Journal` of the open parts in a locked folder. Requests are named by their row.
 
-    `append` keeps in memory, `commit` on disk; `committed(rows, failed)` is called for what has got there.
-    The caller holds the directory's lock. A line that a kill cut short is dropped by `load`.
+    `lookup` knows nothing: rows that `load` finds are not asked about in the first place.
     """
 
-    def __init__(self, folder: Path, committed: Callable[[int, int], None], clock: Clock | None = None) -> None:
+    def __init__(self, folder: Path, part_rows: int) -> None:
         self._folder = folder
-        self._committed = committed
-        self._clock = clock or SystemClock()
-        self._lines: dict[int, list[bytes]] = {}
-        self._rows = 0
-        self._failed = 0
-        self._made: set[int] = set()
-        self._last = self._clock.monotonic()
-        self._lock = asyncio.Lock()
+        self._part_rows = part_rows
+        self._synced: set[int] = set()
+
+    async def lookup(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes | Failure]:  # noqa: ARG002 - the port
+        """Nothing."""
+        return {}
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Append the records to their parts' files. Raises `RunError` where they cannot be written."""
+        frames: defaultdict[int, list[bytes]] = defaultdict(list)
+        for record in records:
+            frames[int(record.request_id) // self._part_rows].append(_frame(record))
+        await asyncio.to_thread(self._append, frames)
 
     def parts(self) -> set[int]:
         """The numbers of the parts that have a file."""
-        names = (path.stem.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*.ndjson"))
+        names = (path.stem.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
         return {int(name) for name in names if name.isdecimal()}
 
-    def load(self, number: int) -> list[Entry]:
-        """The entries of a part, and none where it has no file. Cuts off what is not a whole line.
+    def load(self, number: int) -> list[Result[Answer]]:
+        """What earlier calls have kept of a part. Cuts off a last frame that a kill left incomplete.
 
         Raises `RunError` where the file cannot be read.
         """
-        path = self._path(number)
-        entries: list[Entry] = []
-        good = 0
+        path = self._folder / file_name(number)
         try:
             data = path.read_bytes()
-            for line in data.splitlines(keepends=True):
-                try:
-                    entries.append(_entry(line))
-                except ValueError:
-                    break
-                good += len(line)
-            if good < len(data):
-                os.truncate(path, good)
+            end = 0
+            results = []
+            for end, result in _frames(data):  # noqa: B007 - the last one is used below
+                results.append(result)
+            if end < len(data):
+                os.truncate(path, end)
         except FileNotFoundError:
             return []
         except OSError as exc:
             raise RunError(f"{path}: cannot be read: {exc.strerror}") from exc
-        self._made.add(number)
-        return entries
+        return results
 
-    def append(self, number: int, entry: Entry) -> None:
-        """Add one entry of a part; on disk after the next `commit`."""
-        self._lines.setdefault(number, []).append(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-        self._rows += 1
-        self._failed += len(entry) == 3
-
-    @property
-    def due(self) -> bool:
-        """Whether enough has come together for a commit, or the last one is long ago."""
-        return self._rows >= MAX_UNCOMMITTED or self._clock.monotonic() - self._last >= _MAX_WAIT_S
-
-    async def commit(self) -> None:
-        """Bring everything appended so far to the disk. Raises `RunError` where it cannot be written."""
-        async with self._lock:
-            await finish(self._commit())
-
-    async def _commit(self) -> None:
-        lines, rows, failed = self._lines, self._rows, self._failed
-        self._lines, self._rows, self._failed = {}, 0, 0
-        if lines:
-            await asyncio.to_thread(self._write, lines)
-            self._committed(rows, failed)
-        self._last = self._clock.monotonic()
-
-    def _write(self, lines: dict[int, list[bytes]]) -> None:
-        for number in sorted(lines):
-            path = self._path(number)
+    def _append(self, frames: Mapping[int, Sequence[bytes]]) -> None:
+        for number, parts in frames.items():
+            path = self._folder / file_name(number)
             try:
                 fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 with os.fdopen(fd, "wb") as file:
-                    file.write(b"".join(lines[number]))
+                    file.write(b"".join(parts))
                     file.flush()
                     os.fsync(fd)
-                if number not in self._made:
-                    self._sync_folder()
-                    self._made.add(number)
+                if number not in self._synced:
+                    _sync_folder(self._folder)
+                    self._synced.add(number)
             except OSError as exc:
-                raise RunError(f"{path}: cannot be written: {exc.strerror}; what is saved is complete") from exc
-
-    def _sync_folder(self) -> None:
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _path(self, number: int) -> Path:
-        return self._folder / file_name(number)
+                raise RunError(
+                    f"{path}: cannot be written: {exc.strerror}; what is saved is complete"
+                ) from exc
 
 
 def file_name(number: int) -> str:
     """The journal file of a part."""
-    return f"{_PREFIX}{number:05d}.ndjson"
+    return f"{_PREFIX}{number:05d}{_SUFFIX}"
 
 
-def _entry(line: bytes) -> Entry:
-    """One line. Raises `ValueError` where it is not whole."""
-    if not line.endswith(b"\n"):
-        raise ValueError("cut short")
-    match orjson.loads(line):
-        case [int(index), str(reason), str(detail)]:
-            return (index, reason, detail)
-        case [int(index), int(label), float() | None as confidence, float() | None as margin]:
-            return (index, label, confidence, margin)
-    raise ValueError("not an entry")
+def _frame(record: Record) -> bytes:
+    if record.failure is not None:
+        payload = orjson.dumps([valid(record.failure.reason), valid(record.failure.detail)])
+    else:
+        payload = record.payload or b""
+    failed = record.failure is not None
+    return _HEAD.pack(int(record.request_id), failed, len(payload), zlib.crc32(payload)) + payload
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, Result[Answer]]]:
+    """The whole frames at the beginning of `data`, each with the place where it ends."""
+    start = 0
+    while start + _HEAD.size <= len(data):
+        row, failed, length, checksum = _HEAD.unpack_from(data, start)
+        start += _HEAD.size
+        payload = data[start : start + length]
+        start += length
+        # after a power cut the tail may be there in length only
+        if len(payload) < length or zlib.crc32(payload) != checksum or not payload:
+            return
+        row_id = str(row)
+        try:
+            outcome = Failure(row_id, *orjson.loads(payload)) if failed else decode_answer(payload)
+        except CorruptStoreError:  # of another version: asked about again
+            return
+        yield start, Result(row_id, outcome, "journal")
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from engine.errors import CorruptStoreError, RunError
+from engine.events import EventSink, Notice
 from engine.store import RunDirectory
 
 FORMAT = 1
@@ -76,7 +77,14 @@ class PartEntry:
         return failures_file(self.number) if self.failed else None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"file": self.file, "failures_file": self.failures_file}
+        # not by asdict, which copies deeply: every part is written again with each new one
+        return {name: getattr(self, name) for name in _STORED} | {
+            "file": self.file,
+            "failures_file": self.failures_file,
+        }
+
+
+_STORED = tuple(one.name for one in fields(PartEntry))
 
 
 @dataclass
@@ -139,11 +147,11 @@ def failures_file(number: int) -> str:
     return f"failures-{number:05d}.parquet"
 
 
-def open_manifest(run: RunDirectory, task: Task) -> Manifest:
+def open_manifest(run: RunDirectory, task: Task, emit: EventSink) -> Manifest:
     """The manifest of `task` in a locked directory, written there if it is new.
 
     Raises `RunError` where the directory belongs to something else, and `CorruptStoreError` for a damaged
-    manifest. Parts whose files are gone are not finished any more.
+    manifest. Parts whose files are gone are not finished any more; a warning says so.
     """
     if not run.has("manifest.json"):
         manifest = Manifest(task)
@@ -160,11 +168,14 @@ def open_manifest(run: RunDirectory, task: Task) -> Manifest:
     manifest = _read(run, document)
     if (difference := manifest.task.difference(task)) is not None:
         raise RunError(f"{run.path}: {difference}; choose another output folder (-o), or delete this one")
-    manifest.parts = {
-        number: part
-        for number, part in manifest.parts.items()
-        if run.has(part.file) and (part.failures_file is None or run.has(part.failures_file))
-    }
+    gone = [
+        part
+        for part in manifest.parts.values()
+        if not run.has(part.file) or (part.failures_file is not None and not run.has(part.failures_file))
+    ]
+    for part in gone:
+        del manifest.parts[part.number]
+        emit(Notice(f"{run.path / part.file}: is gone; its rows are classified again", warning=True))
     return manifest
 
 
@@ -172,8 +183,7 @@ def _read(run: RunDirectory, document: Mapping[str, Any]) -> Manifest:
     try:
         task = dict(document["task"])
         task["inputs"] = tuple(Input(**one) for one in task["inputs"])
-        names = PartEntry.__dataclass_fields__
-        parts = [PartEntry(**{name: one[name] for name in names}) for one in document["parts"]]
+        parts = [PartEntry(**{name: one[name] for name in _STORED}) for one in document["parts"]]
         return Manifest(Task(**task), document["total_rows"], {part.number: part for part in parts})
     except (KeyError, TypeError, ValueError) as exc:
         raise CorruptStoreError(

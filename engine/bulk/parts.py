@@ -33,15 +33,18 @@ class Part:
     """Rows `first_row`, `first_row + 1`, … and what became of each.
 
     Rows are added in order, then the part is sealed; it is complete when every row that was asked about has
-    its entry. Of equal texts only the first row is asked about. Texts are not kept: about 60 bytes a row and,
-    until the part is sealed, 150 more for telling equal texts. `known` are entries of an earlier call.
+    its entry. Of equal texts only the first row is asked about. `known` are entries that an earlier call
+    saved. Texts are not kept: about 60 bytes a row and, until the part is sealed, 150 more for telling equal
+    texts.
+
+    `saved` and `saved_failed` count the rows of it that are on disk already: the caller keeps them.
     """
 
     def __init__(self, number: int, first_row: int, known: Sequence[Entry] = ()) -> None:
         self.number = number
         self.first_row = first_row
-        self.asked = 0
-        self.asked_and_failed = 0
+        self.saved = len(known)
+        self.saved_failed = sum(len(entry) == 3 for entry in known)
         self.duplicates = 0
         self.sealed = False
         self._waiting = 0
@@ -86,7 +89,6 @@ class Part:
         if first != index:
             self.duplicates += 1
             return False
-        self.asked += 1
         self._waiting += 1
         if (entry := self._known.pop(index, None)) is None:
             return True
@@ -103,7 +105,6 @@ class Part:
         """Take in what became of a row that was asked about."""
         self._waiting -= 1
         if len(entry) == 3:
-            self.asked_and_failed += 1
             self._fail(*entry)
             return
         index, label, confidence, margin = entry
@@ -124,7 +125,9 @@ class Part:
         found = Counter(self._resolved().tolist())
         return {label: found[index] for index, label in enumerate(labels) if found[index]}
 
-    def classified(self, files: Sequence[str], labels: Sequence[str], prompt: str, model: str) -> pl.DataFrame:
+    def classified(
+        self, files: Sequence[str], labels: Sequence[str], prompt: str, model: str
+    ) -> pl.DataFrame:
         """The rows that have a label, in order: the content of the part's file."""
         resolved = self._resolved()
         rows = np.flatnonzero(resolved >= 0)
@@ -154,7 +157,7 @@ class Part:
         return own[np.frombuffer(self._source, np.int32)]
 
     def _places(self, rows: npt.NDArray[np.int64], files: Sequence[str]) -> pl.DataFrame:
-        """Which rows these are. Plain strings: Parquet packs repeated ones, and every reader can join parts."""
+        """Which rows these are. Files are plain strings: Parquet packs them, every reader can join parts."""
         file = np.frombuffer(self._files, np.int32)[rows]
         return pl.DataFrame(
             {

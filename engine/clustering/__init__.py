@@ -5,6 +5,6 @@ threads, so a process that has clustered must start others with `spawn`, never `
 """
 
 from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, representatives
-from engine.clustering.dbscan import dbscan
+from engine.clustering.exact import dbscan
 
 __all__ = ["Cluster", "Clustering", "LongTail", "cluster_rules", "dbscan", "representatives"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.clustering.dbscan import dbscan, distinct_rows
+from engine.clustering.exact import dbscan, distinct_rows
 from engine.clustering.graph import BoolVector, IntVector
 from engine.types import FloatVector
 

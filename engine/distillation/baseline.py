@@ -44,7 +44,7 @@ def tfidf_logreg(
     # scikit-learn takes a second to import and is needed only here
     from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     fallback = majority(train, len(test_texts))
     train = sorted(train, key=attrgetter("id"))

@@ -185,8 +185,7 @@ class _Compilation:
         self._manifest = manifest
         self._faithful = faithful
         self._started = started
-        counts = Counter(sample.label for sample in dataset.train)
-        self._context = TaskContext(self._config, counts)
+        self._context = TaskContext(self._config)
         self._failures: list[tuple[str, Failure]] = []
         self._teacher = session.chat(models.teacher, self._config.role("teacher"))
         self._synthesizer = session.chat(models.synthesizer, self._config.role("synthesizer"))
@@ -342,7 +341,12 @@ class _Compilation:
         if not self._faithful:
             prompt = self._fitting(prompt)
             if prompt.instructions:
-                general = await synthesis.write_general_rules(self._synthesizer, prompt, self._context)
+                general = await synthesis.write_general_rules(
+                    self._synthesizer,
+                    prompt,
+                    self._context,
+                    Counter(one.label for one in self._dataset.train),
+                )
                 if isinstance(general, Failure):
                     self._note_failures(synthesis.STAGE, [general])
                 else:

@@ -70,17 +70,24 @@ async def synthesize(
 
 
 async def write_general_rules(
-    lane: Lane[Request, Answer], prompt: CompiledPrompt, context: TaskContext
+    lane: Lane[Request, Answer],
+    prompt: CompiledPrompt,
+    context: TaskContext,
+    rows_per_label: Mapping[str, int],
 ) -> Instruction | Failure:
     """The rules ahead of all instructions: which goes first, and the label when none applies.
 
+    `rows_per_label` counts training rows: the default label is a matter of how common labels are.
     It traces to every rule behind the instructions that it orders.
     """
     system = Message("system", render("general_system", context=context.text))
     shown = block("instructions", instruction_blocks(prompt.instructions))
+    counts = "\n".join(
+        fence("label", "", name=label, rows=rows_per_label.get(label, 0)) for label in context.labels
+    )
 
     def make(name: str) -> Request:
-        user = Message("user", render("general_user", instructions=shown))
+        user = Message("user", render("general_user", labels=counts, instructions=shown))
         return Request(name, (system, user), MAX_OUTPUT_TOKENS, schema_of(GeneralAnswer))
 
     asked = await ask(lane, ["general"], make, GeneralAnswer, stage=STAGE, check=_not_empty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -23,14 +23,17 @@ def render(name: str, **values: str) -> str:
 
 
 class TaskContext:
-    """What every request to teacher, synthesizer and resolver opens with: task, labels, policy."""
+    """What every request to teacher, synthesizer and resolver opens with: task, labels, policy.
 
-    def __init__(self, config: Config, rows_per_label: Mapping[str, int]) -> None:
+    It holds nothing of the data: a count in it would change with one label of one row, and every cache key
+    with it.
+    """
+
+    def __init__(self, config: Config) -> None:
         policy = config.policy_text()
         parts = [f"# Task\n{config.task.description.strip()}", "# Labels"]
         parts += [
-            fence("label", meaning or label, name=label, rows=rows_per_label.get(label, 0))
-            for label, meaning in config.task.labels.items()
+            fence("label", meaning or label, name=label) for label, meaning in config.task.labels.items()
         ]
         if policy:
             parts += ["# Policy", fence("policy", policy)]

@@ -38,7 +38,7 @@ def gold_rows(n: int, seed: int = 0) -> list[str]:
     return [str(label) for label in np.random.default_rng(seed).choice(LABELS, size=n, p=shares)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows=ROWS)
 def test_scores_are_scikit_learns(rows: list[tuple[str, str | None]]) -> None:
     gold = [g for g, _ in rows]
@@ -83,8 +83,8 @@ def test_the_bootstrap_is_that_of_rows() -> None:
     def at(rows: np.ndarray, predicted: Sequence[str]) -> float:
         return macro_f1([gold[r] for r in rows], [predicted[r] for r in rows], LABELS)
 
-    of_a = drawn_row_by_row(lambda rows: at(rows, a), 150, 3000)
-    of_gain = drawn_row_by_row(lambda rows: at(rows, a) - at(rows, b), 150, 3000)
+    of_a = drawn_row_by_row(lambda rows: at(rows, a), 150, 1500)
+    of_gain = drawn_row_by_row(lambda rows: at(rows, a) - at(rows, b), 150, 1500)
     drawn = score(gold, a, LABELS, seed=7, resamples=20_000).ci95
     gain = paired_gain(gold, a, b, LABELS, seed=7, resamples=20_000)
     assert (drawn.low, drawn.high) == pytest.approx((of_a.low, of_a.high), abs=0.012)
@@ -105,7 +105,7 @@ def test_permutations_are_those_of_rows() -> None:
     gold = gold_rows(120)
     predicted: list[str | None] = [*noisy(gold, 0.6, 4)[:110], *[None] * 10]
     rng = np.random.default_rng(5)
-    shuffled = [macro_f1(gold, [predicted[r] for r in rng.permutation(120)], LABELS) for _ in range(3000)]
+    shuffled = [macro_f1(gold, [predicted[r] for r in rng.permutation(120)], LABELS) for _ in range(1500)]
     drawn = permutation_p99(gold, predicted, LABELS, seed=6, permutations=20_000)
     assert drawn == pytest.approx(np.percentile(shuffled, 99), abs=0.012)
     assert drawn == permutation_p99(gold, predicted, LABELS, seed=6, permutations=20_000)

@@ -48,7 +48,7 @@ def assert_as_sklearn(vectors: FloatVector, eps: float, min_samples: int) -> npt
     return labels
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 120),
@@ -67,7 +67,7 @@ def test_labels_are_scikit_learns(
     assert_as_sklearn(vectors, eps, min_samples)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     side=st.sampled_from([-1e-11, 1e-11, -1e-9, 1e-9, -3e-8, 3e-8]),
@@ -87,7 +87,7 @@ def test_pairs_far_closer_to_eps_than_float32_can_tell(
     assert_as_sklearn(vectors, eps, min_samples)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.sampled_from([(1, 0), (2, 1), (1, 1), (0, 1), (-1, 1), (0, 0)]), max_size=30),
     eps=st.sampled_from([0.05, 0.11, 0.3, 0.6, 1.1, 1.7]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -67,7 +68,7 @@ def test_tokens_as_estimated_never_pass_the_limit(
         under_way: list[tuple[float, Reservation, int]] = []
         for size in sizes * 5:
             need = Reservation(size, 0.0)
-            while (wait := bucket.wait_s(size)) > 0:
+            while (wait := bucket.wait_s(size)) > 0:  # noqa: ASYNC110 - as the bucket says
                 await asyncio.sleep(wait)
             bucket.take(need)
             used = data.draw(st.integers(0, size))
@@ -162,8 +163,6 @@ def test_a_cap_has_to_be_a_number_of_dollars(cap: float) -> None:
 
 @given(attempts=st.integers(1, 10_000), seed=st.integers(0, 99), after=st.none() | st.floats(0, 20))
 def test_backoff_stays_within_its_bounds(attempts: int, seed: int, after: float | None) -> None:
-    import random
-
     policy = RetryPolicy(max_attempts=20_000)
     delay = policy.delay_s(attempts, 0.0, Retry("transient", after), random.Random(seed))
     assert delay is not None

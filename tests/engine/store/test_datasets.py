@@ -96,7 +96,7 @@ def test_several_files_globs_and_own_files_for_each_split(tmp_path: Path) -> Non
         assert len(data.files) == 2
     for split in SPLITS:
         write(tmp_path / f"{split}.parquet", [row for row in rows if row["split"] == split])
-    own = {split: f"{split}.parquet" for split in SPLITS}
+    own: dict[str, Any] = {split: f"{split}.parquet" for split in SPLITS}
     assert load_dataset(config(tmp_path, own)).sha256 == reference.sha256
     del own["test"]
     assert load_dataset(config(tmp_path, own)).test == ()

@@ -361,10 +361,10 @@ with run.lock():
 
 @pytest.mark.slow
 def test_a_file_is_whole_whenever_the_writer_is_killed(tmp_path: Path) -> None:
-    for attempt in range(12):
+    for attempt in range(6):
         run = RunDirectory(tmp_path / f"run-{attempt % 3}")
         with another_process(KILLED, run.path) as process:
-            for _ in range(attempt * 20):
+            for _ in range(attempt * 40):
                 assert len(set(run.read_bytes("a"))) == 1
             os.kill(process.pid, signal.SIGKILL)
         data = run.read_bytes("a")
