@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -38,7 +39,9 @@ class TaskConfig(_Table):
     @classmethod
     def _labels(cls, value: Any) -> Any:
         if isinstance(value, list):
-            if len(set(map(str, value))) != len(value):
+            if not all(isinstance(label, str) for label in value):
+                raise ValueError("every label is a text: write it in quotes")
+            if len(set(value)) != len(value):
                 raise ValueError("a label is listed twice")
             return dict.fromkeys(value, "")
         return value
@@ -91,7 +94,7 @@ class DataConfig(_Table):
         elif (self.split is None) == (self.fractions is None):
             raise ValueError("say how rows are divided: either `split` (a column) or `fractions`")
         if self.fractions is not None:
-            if abs(sum(self.fractions) - 1.0) > 1e-6:
+            if not math.isclose(sum(self.fractions), 1.0, abs_tol=1e-6):
                 raise ValueError(f"fractions must sum to 1, these sum to {sum(self.fractions):g}")
             if min(self.fractions) < 0 or min(self.fractions[:2]) == 0:
                 raise ValueError("train and validation both need a share above 0")
@@ -136,7 +139,7 @@ class ResolveConfig(_Table):
         None, ge=1, description="Training rows the student is tried on each round; unset: all of them."
     )
     cases_per_request: int | None = Field(
-        None, ge=2, description="Failures and successes shown to the resolver at once; unset: what suits it."
+        None, ge=3, description="Failures and successes shown to the resolver at once; unset: what suits it."
     )
     confusions_per_round: int = Field(
         6, ge=1, description="Confusions (true label, predicted label) worked on in a round, commonest first."
@@ -242,7 +245,7 @@ def _first_problem(exc: ValidationError) -> str:
     # an unknown key is often the cause of the others (a misspelt required key), so it goes first
     errors = sorted(exc.errors(), key=lambda e: e["type"] != "extra_forbidden")
     error = errors[0]
-    where = [str(part) for part in error["loc"]]
+    where = [str(part) for part in error["loc"] if part != "[key]"]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if error["type"] == "extra_forbidden":
         *table, key = where

@@ -18,27 +18,43 @@ NAMES = (
 )  # fmt: skip
 
 _FENCE = rf"<(\\*)(/?(?:{'|'.join(NAMES)})\b)"
-# <|im_start|> and kin, Gemma's turns, Llama's and Mistral's brackets, sentence and padding marks
+# <|im_start|> and kin (Gemma closes or opens some with one bar), DeepSeek's wide bars, turns, sentence and
+# padding marks, reasoning and tool calls, Llama's <<SYS>>
 _SPECIAL = (
-    r"<(\\*)(\|[^|<>\s]{1,40}\|>|(?:start_of_turn|end_of_turn|start_of_image|end_of_image|bos|eos|pad|unk|mask"
-    r"|unused\d+|/?s)>|</?SYS>>|\uff5c[^<>\s]{1,40}\uff5c>)"
+    r"<(\\*)(\|[^|<>\s]{1,40}\|?>|[^|<>\s]{1,40}\|>|\uff5c[^<>\s]{1,40}\uff5c>|</?SYS>>"
+    r"|(?:(?:start|end)_of_(?:turn|image)|bos|eos|pad|unk|mask|unused\d+|/?s"
+    r"|/?think|/?tool_call|/?tool_response)>)"
 )
-_BRACKET = r"\[(\\*)(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|THINK)\])"
-_RISKY = re.compile(f"{_FENCE}|{_SPECIAL}|{_BRACKET}", re.IGNORECASE)
+_ANGLES = re.compile(f"{_FENCE}|{_SPECIAL}", re.IGNORECASE)
+# Llama's and Mistral's
+_BRACKETS = re.compile(
+    r"\[(\\*)(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CALL_ID|ARGS"
+    r"|IMG|IMG_BREAK|IMG_END|THINK)\])",
+    re.IGNORECASE,
+)
 
 
 def escape(text: str) -> str:
     """Make `text` safe to stand in a fence. `unescape` gives it back, whatever it was."""
-    if "<" not in text and "[" not in text:
-        return text
-    return _RISKY.sub(lambda m: f"{m[0][0]}\\{m[0][1:]}", text)
+    # one kind after the other: a bracket may stand inside a mark, as in <|[INST]|>
+    if "[" in text:
+        text = _BRACKETS.sub(_mark, text)
+    return _ANGLES.sub(_mark, text) if "<" in text else text
 
 
 def unescape(text: str) -> str:
     """The inverse of `escape`."""
     if "\\" not in text:
         return text
-    return _RISKY.sub(lambda m: m[0][0] + m[0][2:] if m[0][1] == "\\" else m[0], text)
+    return _BRACKETS.sub(_unmark, _ANGLES.sub(_unmark, text))
+
+
+def _mark(match: re.Match[str]) -> str:
+    return f"{match[0][0]}\\{match[0][1:]}"
+
+
+def _unmark(match: re.Match[str]) -> str:
+    return match[0][0] + match[0][2:] if match[0][1] == "\\" else match[0]
 
 
 def fence(name: str, text: str, /, **attributes: str | int) -> str:

@@ -106,10 +106,10 @@ class CompiledPrompt:
                 instructions=tuple(_from_json(one) for one in document["instructions"]),
                 general=None if general is None else _from_json(general),
             )
-            stated = document["sha256"]
-        except (KeyError, TypeError) as exc:
+            unchanged = prompt.sha256 == document["sha256"]
+        except (KeyError, TypeError, AttributeError) as exc:
             raise RunError(f"{source}: is not a compiled prompt ({exc!r}); compile again") from exc
-        if prompt.sha256 != stated:
+        if not unchanged:
             raise RunError(f"{source}: its text does not match its hash: it was changed; compile again")
         return prompt
 
@@ -143,5 +143,5 @@ def _from_json(document: Mapping[str, Any]) -> Instruction:
 
 def next_instruction_id(taken: Sequence[str]) -> str:
     """The id of the next instruction that the resolver adds: R01, R02, …"""
-    used = {int(one[1:]) for one in taken if one[:1] == "R" and one[1:].isdigit()}
+    used = {int(one[1:]) for one in taken if one[:1] == "R" and one[1:].isdecimal()}
     return f"R{max(used, default=0) + 1:02d}"

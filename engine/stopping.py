@@ -23,9 +23,10 @@ class StopSignal:
 
     def on_request(self, listener: Callable[[], None]) -> None:
         """Call `listener` when a stop is requested, at once if it was already."""
-        self._listeners.append(listener)
         if self.requested:
             listener()
+        else:
+            self._listeners.append(listener)
 
     def check(self) -> None:
         """Raise `InterruptedRunError` if a stop was requested: for the seams between stages."""

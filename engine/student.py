@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from engine.fences import fence
 from engine.prompt import CompiledPrompt
+from engine.tokens import most_tokens
 from engine.types import Answer, Failure, FinishReason, Message, Prediction, Request, Result
 
 
@@ -22,7 +23,7 @@ class StudentPrompt:
         self.prompt = prompt
         self.labels = tuple(prompt.labels)
         self._system = Message("system", prompt.text)
-        self._max_output_tokens = max(len(label.encode()) for label in self.labels) + 2
+        self._max_output_tokens = max(map(most_tokens, self.labels)) + 2
 
     def request(self, row_id: str, text: str) -> Request:
         """The request that classifies one row."""

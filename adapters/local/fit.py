@@ -24,7 +24,7 @@ from engine.types import FloatVector, Sample
 
 FORMAT = 1
 FIT_FILE = "local.json"
-MAX_DIMENSIONS = 128
+MAX_DIMENSIONS = 48
 CUES_PER_RULE = 3
 MARKED_Z = 2.6
 """A cue marks a label when its log-odds lie this many standard errors above zero."""

@@ -94,14 +94,27 @@ class _Search:
         hidden_r = (fit.counts[:, others] * (0.75 / n[others])).sum(axis=1)
         self._hidden = {w: HID_P * hidden_p * self._wrong * (_sig(HID_PM + w) - _sig(HID_PM)) for w in (1, 2, 3)}
         self._third_up = {w: HID_R * hidden_r * (_sig(HID_RM + w) - _sig(HID_RM)) for w in (1, 2, 3)}
-        odds, errors = fit.log_odds
         self._odds_ok = fit.counts[:, g] / n[g] > fit.counts[:, p] / n[p]
         rulebook = Rulebook(draft.text(), fit.labels)
-        scores = rulebook.scores([text for _, text in cases])
-        self._margin = (scores[:, g] - scores[:, p]).astype(np.float64)
-        self._silent = ~scores.any(axis=1)
+        grades = np.array([[draft.grades(label).get(cue, 0) for label in (gold, predicted)] for cue in ()]) if 0 else None
+        has, against = draft.grades(gold), draft.grades(predicted)
+        self._has = np.array([has.get(c, 0) for c in fit.cues])
+        self._against = np.array([against.get(c, 0) for c in fit.cues])
+        self._margin = self._held.T @ (self._has - self._against).astype(float)
+        every = rulebook.all_signs()
+        any_ = self._held.T @ np.array([c in every for c in fit.cues], dtype=float)
+        self._silent = any_ == 0
         self._margin[self._silent & (rulebook.default == gold)] += 0.5
         self._margin[self._silent & (rulebook.default == predicted)] -= 0.5
+        self._look = np.flatnonzero(self._odds_ok | (self._against > 0))
+        self._sub = self._held[self._look]
+        v = np.full(len(self._look), -np.inf)
+        for w in (1, 3):
+            d = self._values * (_sig(self._margin + w) - _sig(self._margin))
+            v = np.maximum(v, self._sub @ d - self._hidden[w][self._look])
+        keep = np.sort(np.argsort(-v, kind="stable")[:SCREEN])
+        self._look = self._look[keep]
+        self._sub = self._sub[keep]
 
     def run(self) -> list[str]:
         changes = []
@@ -113,29 +126,30 @@ class _Search:
         return changes
 
     def _best(self) -> Step | None:
-        cues = self._fit.cues
+        look = self._look
         least = MIN_ROWS * self._right
         room = self._draft.tokens() < MAX_TOKENS
-        has = self._draft.grades(self._gold)
-        against = self._draft.grades(self._predicted)
-        has_of = np.array([has.get(c, 0) for c in cues])
-        against_of = np.array([against.get(c, 0) for c in cues])
+        has_of, against_of = self._has[look], self._against[look]
+        new = has_of == 0
         now = _sig(self._margin)
         options = []
         for amount in (1, 2, 3):
             d = self._values * (_sig(self._margin + amount) - now)
-            noise = np.sqrt(self._held @ (d * d))
-            gain = self._held @ d - self._hidden[amount]
-            new = (has_of == 0)
-            up_gain = gain - self._third_up[amount] - NEW_COST * least * new
-            up = (up_gain >= least) & (up_gain >= MIN_Z * noise) & self._odds_ok & (has_of + amount <= 3) & (room | ~new)
+            noise = np.sqrt(self._sub @ (d * d))
+            gain = self._sub @ d - self._hidden[amount][look]
+            up_gain = gain - self._third_up[amount][look] - NEW_COST * least * new
+            up = (up_gain >= least) & (up_gain >= MIN_Z * noise) & self._odds_ok[look] & (has_of + amount <= 3) & (room | ~new)
             down = (gain >= least*LOW) & (gain >= MIN_Z * noise) & (against_of >= amount)
             for kind, allowed, value in (("raise", up, up_gain), ("lower", down, gain)):
                 for i in np.flatnonzero(allowed):
-                    options.append((-float(value[i]), kind, cues[i], amount))
-        for _, kind, cue, amount in sorted(options):
-            if self._draft.can(kind, cue):
-                return Step(kind, cue, amount)
+                    options.append((-float(value[i]), kind, int(look[i]), amount))
+        for _, kind, i, amount in sorted(options):
+            if self._draft.can(kind, self._fit.cues[i]):
+                if kind == "raise":
+                    self._has[i] += amount
+                else:
+                    self._against[i] -= amount
+                return Step(kind, self._fit.cues[i], amount)
         return None
 
     def _take(self, step: Step) -> str:
@@ -144,6 +158,7 @@ class _Search:
         return self._draft.take(step.kind, step.cue, step.amount)
 
 
+SCREEN = 800
 HID_P, HID_PM, HID_R, HID_RM, NEW_COST, LOW = 1.0, 1.0, 1.0, -2.0, 0.5, 0.5
 
 

@@ -68,6 +68,9 @@ class Rulebook:
             for cue, grades in best.items()
         }
 
+    def all_signs(self):
+        return self._effects
+
     def score(self, text: str) -> int:
         """The packed scores of `text`: label j's sum in bits 32·j to 32·j + 31."""
         found = self._found(tokenize(text))

@@ -16,7 +16,7 @@ from engine.fences import read_all, read_one
 from engine.ports import FREE, Price
 from engine.types import Answer, AttemptFailure, ChatOutcome, Request, Usage
 
-SIGNS_PER_INSTRUCTION = 16
+SIGNS_PER_INSTRUCTION = 10
 _TITLE_WORDS = 8
 _MIN_SHARE = 0.02
 
@@ -28,7 +28,7 @@ class LocalTeacher:
     """
 
     max_batch = 512
-    max_input_tokens = 4_000_000
+    max_input_tokens = 4000000
     price: Price | None = FREE
 
     def __init__(self, fit: LocalFit) -> None:

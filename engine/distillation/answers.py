@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from engine.types import Answer, AnswerSchema, Failure, FinishReason
 
@@ -79,9 +80,17 @@ def read_answer(kind: type[AnswerT], request_id: str, answer: Answer) -> AnswerT
     """Parse a model's JSON. A cut, blocked or malformed answer is a `Failure` that says what was wrong,
     without repeating its text (C11)."""
     if answer.finish_reason is not FinishReason.STOP:
-        return Failure(request_id, "cut" if answer.finish_reason is FinishReason.LENGTH else "blocked")
+        if answer.finish_reason is FinishReason.LENGTH:
+            return Failure(request_id, "cut", "the answer reached the limit of output tokens before its end")
+        return Failure(request_id, "blocked", "the model's safety filter held the answer back")
     try:
         return kind.model_validate_json(answer.text)
     except ValidationError as exc:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'answer'}: {e['type']}" for e in exc.errors()[:3]]
-        return Failure(request_id, "malformed", f"not the JSON that was asked for ({'; '.join(problems)})")
+        problems = "; ".join(map(_problem, exc.errors(include_input=False)[:3]))
+        return Failure(request_id, "malformed", f"not the JSON that was asked for ({problems})")
+
+
+def _problem(error: ErrorDetails) -> str:
+    # the name of an unknown field is the model's own text
+    path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    return f"{'.'.join(map(str, path)) or 'answer'}: {error['type']}"

@@ -30,7 +30,7 @@ def edit_findings(edits: Sequence[Edit], known: Sequence[str], max_edits: int) -
             found.append(f"there is no instruction to {edit.action} with this id; known: {', '.join(known)}")
         if edit.action != "drop" and not edit.text.strip():
             found.append(f"the text to {edit.action} is empty")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def apply_edits(
@@ -43,18 +43,21 @@ def apply_edits(
     """
     touched: set[str] = set()
     skipped = []
+    # a dropped id is not given again here: a later edit may still mean the instruction that had it
+    taken = [one.id for one in prompt.all_instructions()] + sorted(locked)
     for number, edit in enumerate(edits, start=1):
         edit_name = f"{name}.{number}"
         present = {one.id: one for one in prompt.all_instructions()}
         if edit.action == "add":
             new = Instruction(
-                id=next_instruction_id(list(present)),
+                id=next_instruction_id(taken),
                 title=" ".join(edit.title.split()),
                 text=edit.text.strip(),
                 edits=(edit_name,),
             )
             prompt = prompt.with_instruction(new)
             touched.add(new.id)
+            taken.append(new.id)
         elif edit.instruction in locked or edit.instruction not in present:
             skipped.append(f"{edit_name}: {edit.instruction} was changed since the resolver saw it")
         elif edit.action == "drop":

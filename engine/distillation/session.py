@@ -69,13 +69,20 @@ async def open_session(
     max_cost_usd: float | None,
     retry_failed: bool,
 ) -> AsyncIterator[Session]:
-    """Open the journal and a scheduler for a run directory that the caller has locked."""
+    """Open the journal and a scheduler for a run directory that the caller has locked.
+
+    The cap on cost is the run's: what earlier calls spent in this directory counts.
+    """
     store = ResponseStore(cache_folder(config, run.path))
     try:
+        journal = RunJournal(store, run.run_id, retry_failed=retry_failed)
+        budget = None
+        if max_cost_usd is not None:
+            budget = Budget(max_cost_usd, spent_usd=await journal.spent_usd())
         scheduler = Scheduler(
-            RunJournal(store, run.run_id, retry_failed=retry_failed),
+            journal,
             emit=emit,
-            budget=None if max_cost_usd is None else Budget(max_cost_usd),
+            budget=budget,
             seed=config.run.seed,
         )
         stop.on_request(scheduler.request_stop)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from engine.config import Config
-from engine.fences import fence
+from engine.fences import escape, fence
 from engine.types import Instruction
 
 
@@ -50,4 +50,4 @@ def instruction_blocks(instructions: Sequence[Instruction]) -> str:
 
 def _plain(title: str) -> str:
     # an attribute cannot hold quotes or brackets, and a title comes from a model
-    return "".join(" " if c in '"<>' else c for c in title)
+    return escape("".join(" " if c in '"<>' else c for c in title))

@@ -34,7 +34,8 @@ class Committer(Generic[QuestionT, ReplyT]):
     def add(self, jobs: Sequence[Job[QuestionT, ReplyT]], *, more_to_come: bool) -> None:
         """Take finished jobs over; `more_to_come`: others are in flight and may join the group."""
         if self._stream.scheduler.journal is None:
-            self._hand_out(jobs)
+            if jobs:
+                self._hand_out(jobs)
             return
         self._finished.extend(jobs)
         if self._finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 
 from asyncio_throttle.throttler import Throttler
@@ -10,6 +12,7 @@ from engine.ports import Clock, Reservation
 from engine.scheduler.budget import Budget
 
 _MINUTE_S = 60.0
+_TICK_S = 1e-6  # so that no sleep ends a rounding error before what it waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ class RequestWindow(Throttler):
 
     A throttler lets a whole window go at once, so its period is about 100 ms with the limit scaled to it.
     The period divides the minute and the limits of all periods add up to no more than the minute's: any 60
-    seconds hold at most `per_minute` requests. Every waiter polls: one dispatcher has to be the only one.
+    seconds hold at most `per_minute` requests. Every waiter polls: one dispatcher has to be the only one, and
+    it sleeps until the window has room rather than poll for all of it.
     """
 
     def __init__(self, per_minute: int) -> None:
@@ -48,6 +52,12 @@ class RequestWindow(Throttler):
         """Whether `acquire` would return at once."""
         self.flush()  # type: ignore[no-untyped-call]
         return len(self._task_logs) < self.rate_limit
+
+    async def acquire(self) -> None:
+        """Wait until one more request may go, and count it."""
+        if not self.open_now():
+            await asyncio.sleep(self._task_logs[0] + self.period - time.monotonic() + _TICK_S)
+        await super().acquire()  # type: ignore[no-untyped-call]
 
 
 class TokenBucket:
@@ -152,7 +162,7 @@ class RateLimiter:
                     await self._clock.sleep(wait)
             # last, so that the moment it lets a request go is the moment the request is sent
             if self._requests is not None:
-                await self._requests.acquire()  # type: ignore[no-untyped-call]
+                await self._requests.acquire()
         except BaseException:
             if self._budget is not None:
                 self._budget.settle(need.cost_usd, 0.0)

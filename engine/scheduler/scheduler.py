@@ -66,7 +66,7 @@ class Scheduler:
         return Lane(self, EmbedEndpoint(embedder), limits)
 
     def request_stop(self) -> None:
-        """Send nothing more. What is in flight finishes and is kept; then streams raise `InterruptedRunError`.
+        """Send nothing more; what is in flight finishes and is kept, and streams raise `InterruptedRunError`.
 
         To be called on the event loop's thread; calling it again changes nothing.
         """

@@ -108,11 +108,12 @@ def stratify(
 
 
 def largest_remainder(n: int, fractions: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `n` in the given shares (Hamilton's method); earlier shares win ties."""
-    # rounding first: 0.15 * 20 must be 3, not 2.9999999999999996
-    quotas = [round(n * share, 9) for share in fractions]
+    """Whole numbers that sum to `n` in the given proportions (Hamilton's method); earlier shares win ties."""
+    total = sum(fractions)
+    # rounded, because 36 * 0.85 is 30.599999999999998 and ties must be seen as ties
+    quotas = [round(n * share / total, 9) for share in fractions]
     counts = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - quotas[i])
+    by_remainder = sorted(range(len(counts)), key=lambda i: round(counts[i] - quotas[i], 9))
     for i in by_remainder[: n - sum(counts)]:
         counts[i] += 1
     return counts

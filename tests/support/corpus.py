@@ -14,7 +14,7 @@ WORDS = {
     "outage": ["offline", "unreachable", "timeout", "crashed", "restarting"],
     "praise": ["wonderful", "thanks", "delighted", "brilliant", "superb"],
 }
-FILLER = "the a our this was today it again with support team page account when after morning".split()
+FILLER = ["the", "a", "our", "this", "was", "today", "it", "again", "with", "support", "team", "page"]
 
 
 def rows(n: int = 240, seed: int = 1, noise: float = 0.04) -> list[dict[str, str]]:
@@ -41,7 +41,7 @@ def write(folder: Path, data: list[dict[str, str]] | None = None, more: str = ""
         '[task]\nname = "tickets"\ndescription = "What is this message to support about?"\n'
         f'labels = {sorted(WORDS)!r}\nid = "id"\n'
         '[data]\nfile = "data.parquet"\nsplit = "split"\n'
-        '[cluster]\nmin_samples = 3\n[resolve]\nmax_rounds = 3\n' + more,
+        "[cluster]\nmin_samples = 3\n[resolve]\nmax_rounds = 3\n" + more,
         encoding="utf-8",
     )
     return config

@@ -152,7 +152,10 @@ def test_c9_every_instruction_traces_to_rules_samples_calls_and_edits(tmp_path: 
     result = compiled(tmp_path, cast_.models())
     document = json.loads((result.run / "prompt.json").read_bytes())
     rules = {row["sample_id"]: row for row in pl.read_parquet(result.run / "rules.parquet").to_dicts()}
-    clusters = {row["sample_id"]: row["cluster"] for row in pl.read_parquet(result.run / "clusters.parquet").to_dicts()}
+    clusters = {
+        row["sample_id"]: row["cluster"]
+        for row in pl.read_parquet(result.run / "clusters.parquet").to_dicts()
+    }
     rounds = [json.loads(path.read_bytes()) for path in sorted((result.run / "rounds").glob("*.json"))]
     candidates = {one["name"]: one for record in rounds for one in record["candidates"]}
     samples = {row["id"]: row for row in corpus.rows() if row["split"] == "train"}
@@ -205,7 +208,9 @@ def test_ablation_prompts_are_scored_by_evaluate(tmp_path: Path) -> None:
     corpus.write(tmp_path)
     result = compiled(tmp_path, ablation=True)
     found = asyncio.run(evaluate(result.run, adapters.open_student("local:")))
-    assert {"compiled", "zero_shot", "majority", "tfidf_logreg", "clustered", "resolver_only"} == set(found.systems)
+    assert {"compiled", "zero_shot", "majority", "tfidf_logreg", "clustered", "resolver_only"} == set(
+        found.systems
+    )
     document = json.loads((result.run / "evaluation.json").read_bytes())["test"]
     assert document["n"] == 60
     assert document["prompt_sha256"] == result.prompt.sha256

@@ -45,6 +45,13 @@ async def collect(lane: Lane[Request, Answer], asked: Any, stage: str = "stage")
         return [result async for result in results]
 
 
+async def collect_into(seen: list[Result[Answer]], lane: Lane[Request, Answer], asked: Any) -> None:
+    """Like `collect`, but what came before an error is there."""
+    async with lane.stream(asked, stage="stage") as results:
+        async for result in results:
+            seen.append(result)  # noqa: PERF401
+
+
 def slow(text: str, attempt: int) -> float:
     return 0.2
 
@@ -112,10 +119,8 @@ def test_a_slow_source_holds_nothing_back() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         model = ScriptedModel(max_batch=100)
-        arrived = []
         async with Scheduler(InMemoryJournal()).chat(model).stream(slowly(), stage="s") as results:
-            async for _ in results:
-                arrived.append(loop.time() - began)
+            arrived = [loop.time() - began async for _ in results]
         assert arrived == pytest.approx([0, 10, 20, 30, 40], abs=0.1)
 
     run_virtual(check())
@@ -156,15 +161,10 @@ def test_a_failing_source_loses_nothing_that_came_before(asynchronous: bool) -> 
             yield item
 
     async def check() -> None:
-        seen = []
+        seen: list[Result[Answer]] = []
+        lane = Scheduler(InMemoryJournal()).chat(ScriptedModel(latency_s=slow))
         with pytest.raises(RunError, match="row 31"):
-            async with (
-                Scheduler(InMemoryJournal())
-                .chat(ScriptedModel(latency_s=slow))
-                .stream(asynchronously() if asynchronous else source(), stage="s") as results
-            ):
-                async for result in results:
-                    seen.append(result.id)  # noqa: PERF401 - kept when it raises
+            await collect_into(seen, lane, asynchronously() if asynchronous else source())
         assert len(seen) == 30
 
     run_virtual(check())
@@ -179,7 +179,7 @@ def test_concurrency_counts_requests(max_batch: int, concurrency: int) -> None:
         model = ScriptedModel(latency_s=slow, max_batch=max_batch)
         lane = Scheduler(InMemoryJournal()).chat(model, Limits(concurrency=concurrency))
         await collect(lane, requests(400))
-        assert model.peak == concurrency // lane.workers * lane.workers
+        assert model.peak == concurrency
 
     run_virtual(check())
 
@@ -233,7 +233,7 @@ def test_memory_is_constant_in_the_number_of_requests() -> None:
 
         def source() -> Iterator[Request]:
             nonlocal pulled
-            for pulled in range(1, 5001):  # noqa: B007
+            for pulled in range(1, 5001):
                 yield request(f"r{pulled}" if pulled % 3 else "r-equal")
 
         scheduler = Scheduler(InMemoryJournal(), max_uncommitted=32)
@@ -373,14 +373,11 @@ def test_a_journal_that_fails_stops_the_job_with_its_error() -> None:
     async def check() -> None:
         journal = InMemoryJournal()
         lane = Scheduler(journal).chat(ScriptedModel(latency_s=slow), Limits(concurrency=5))
-        seen = 0
+        asyncio.get_running_loop().call_later(0.9, setattr, journal, "broken", RunError("disk full"))
+        seen: list[Result[Answer]] = []
         with pytest.raises(RunError, match="disk full"):
-            async with lane.stream(requests(100), stage="s") as results:
-                async for _ in results:
-                    seen += 1
-                    if seen == 20:
-                        journal.broken = RunError("disk full")
-        assert seen == len(journal.store.answers)
+            await collect_into(seen, lane, requests(100))
+        assert 0 < len(seen) == len(journal.store.answers)
         assert lane.in_flight == lane.open == 0
 
     run_virtual(check())
@@ -563,14 +560,12 @@ def test_the_cap_is_never_passed_and_what_was_answered_is_kept(max_batch: int) -
         journal = InMemoryJournal()
         budget = Budget(0.005)
         scheduler = Scheduler(journal, budget=budget)
-        seen = 0
+        seen: list[Result[Answer]] = []
         with pytest.raises(BudgetError, match="cap of"):
-            async with scheduler.chat(model).stream(requests(1000), stage="s") as results:
-                async for _ in results:
-                    seen += 1
+            await collect_into(seen, scheduler.chat(model), requests(1000))
         assert model.cost_usd <= 0.005
         assert model.cost_usd > 0.0048, "no more is held back than the next request needs"
-        assert seen == len(journal.store.answers) == len(model.billed)
+        assert len(seen) == len(journal.store.answers) == len(model.billed)
         assert scheduler.totals.cost_usd == pytest.approx(model.cost_usd) == pytest.approx(budget.spent_usd)
         assert budget.reserved_usd == 0
 
@@ -590,17 +585,15 @@ def test_stopping_sends_nothing_more_and_keeps_what_is_in_flight(limits: Limits)
         lane = scheduler.chat(model, limits)
         loop.call_later(2.1, scheduler.request_stop)
         began = loop.time()
-        seen = 0
+        seen: list[Result[Answer]] = []
         with pytest.raises(InterruptedRunError, match="run the same command again"):
-            async with lane.stream(requests(1000), stage="s") as results:
-                async for _ in results:
-                    seen += 1
+            await collect_into(seen, lane, requests(1000))
         assert loop.time() - began < 3
         assert all(time <= began + 2.1 for time, _ in model.sends)
-        assert seen == len(model.sends) == len(journal.store.answers) == scheduler.totals.sent
+        assert len(seen) == len(model.sends) == len(journal.store.answers) == scheduler.totals.sent
         with pytest.raises(InterruptedRunError):
             await collect(lane, requests(5))
-        assert seen == len(model.sends)
+        assert len(seen) == len(model.sends)
 
     run_virtual(check())
 
@@ -638,12 +631,15 @@ def test_leaving_early_keeps_what_has_finished_and_frees_the_rest() -> None:
 
 
 def test_errors_of_the_consumer_come_out_as_they_are() -> None:
-    async def check() -> None:
+    async def fail() -> None:
         lane = Scheduler(None).chat(ScriptedModel())
+        async with lane.stream(requests(10), stage="s") as results:
+            async for _ in results:
+                raise ZeroDivisionError
+
+    async def check() -> None:
         with pytest.raises(ZeroDivisionError):
-            async with lane.stream(requests(10), stage="s") as results:
-                async for _ in results:
-                    raise ZeroDivisionError
+            await fail()
 
     run_virtual(check())
 

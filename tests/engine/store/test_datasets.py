@@ -216,6 +216,23 @@ def test_ids_without_a_column_come_from_the_content(tmp_path: Path) -> None:
     assert all(len(row_id.split("-")[0]) == 16 for row_id in found)
 
 
+def test_content_ids_do_not_depend_on_the_order_of_splits_in_the_file(tmp_path: Path) -> None:
+    train, test = table()[0], {**table()[0], "split": "test"}
+    for extra in ([train, test], [test, train]):
+        write(tmp_path / "d.csv", extra + table()[4:])
+        data = load_dataset(config(tmp_path, {"file": "d.csv", "split": "split"}, id=None))
+        assert [sample.id[16:] for sample in data.test if sample.text == train["text"]] == ["-2"]
+
+
+def test_places_are_right_far_into_a_file(tmp_path: Path) -> None:
+    rows = table(9000)
+    rows[8765]["text"] = ""
+    for name, line in (("d.parquet", None), ("d.csv", 8767), ("d.jsonl", 8766)):
+        write(tmp_path / name, rows)
+        data = load_dataset(config(tmp_path, {"file": name, "split": "split"}))
+        assert [(bad.row, bad.line) for bad in data.rejected] == [(8766, line)]
+
+
 # --- every mistake, with the words that help ----------------------------------------------------
 
 Broken = tuple[Callable[[Path], object], dict[str, Any], dict[str, Any], tuple[str, ...]]

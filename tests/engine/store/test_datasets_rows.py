@@ -28,7 +28,7 @@ Seen = tuple[int, str | None, str | None, str | None]
 NASTY = '\x00"\r\n,;\t\ufeff\u2028\\{}é😀a '
 TEXT = st.one_of(st.text(), st.text(alphabet=NASTY))
 TEXTS = st.lists(TEXT, max_size=12)
-PROPERTY = settings(max_examples=60, deadline=None)
+PROPERTY = settings(max_examples=40, deadline=None)
 
 
 @contextmanager
@@ -59,6 +59,7 @@ def usable(values: list[str]) -> list[str | None]:
 
 @given(TEXTS, st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
        st.booleans(), st.sampled_from([1, 3, 100]))  # fmt: skip
+@example(["\r0", "a\rb", "a\r\r\nb"], "\n", csv.QUOTE_MINIMAL, False, 1)
 @PROPERTY
 def test_csv_gives_back_what_was_written(
     values: list[str], line_end: str, quoting: int, bom: bool, batch_rows: int
@@ -155,6 +156,17 @@ def test_one_stray_quote_costs_one_line_of_a_long_file(tmp_path: Path) -> None:
     assert rows[2000][3] == "line: a quote is never closed (line 2002)"
     assert rows[2001][:3] == (2001, "2001", "text 2001")
     assert len(rows) == 5000
+
+
+def test_a_quote_closed_too_late_to_be_meant_takes_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tables, "MAX_RECORD", 10_000)
+    lines = ["id,text", '0,"stray', *(f"{i},text {i}" for i in range(1, 3000)), '3000,stray"', "3001,fine"]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    rows = seen(RowReader([tmp_path / "d.csv"], "text", "id"))
+    assert [row[0] for row in rows if row[3]] == [0]
+    assert len(rows) == 3002
 
 
 def test_every_kind_of_problem_has_its_words(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_exact_shares_are_not_spoilt_by_rounding() -> None:
     assert largest_remainder(20, (0.7, 0.15, 0.15)) == [14, 3, 3]
     assert largest_remainder(3, (0.7, 0.15, 0.15)) == [2, 1, 0]
     assert largest_remainder(100, (0.1 + 0.2, 0.7, 0.0)) == [30, 70, 0]
+    assert largest_remainder(36, (0.05, 0.1, 0.85)) == [2, 4, 30]
+    assert largest_remainder(10**7, (0.5, 0.25, 0.2500005)) == [4999997, 2499999, 2500004]
 
 
 @given(st.lists(st.sampled_from(LABELS), max_size=120), FRACTIONS, st.integers(0, 9), st.randoms())
@@ -95,15 +97,22 @@ def test_fractions_hold_within_every_label_whatever_the_order(
     assert stratify(rows, fractions, seed) == chosen
 
 
-@given(st.lists(st.tuples(TEXTS, st.sampled_from(LABELS)), max_size=60), FRACTIONS)
+@given(st.lists(st.tuples(TEXTS, st.sampled_from(LABELS)), max_size=60), FRACTIONS, st.randoms())
 def test_fractions_never_part_equal_texts(
-    pairs: list[tuple[str, str]], fractions: tuple[float, float, float]
+    pairs: list[tuple[str, str]], fractions: tuple[float, float, float], random: Any
 ) -> None:
     rows = [(f"r{i}", text, label) for i, (text, label) in enumerate(pairs)]
     chosen = stratify(rows, fractions, 1)
     assert len(chosen) == len(rows)
+    assert stratify(random.sample(rows, len(rows)), fractions, 1) == chosen
     _, duplicates = separate([Sample(i, text, label, chosen[i]) for i, text, label in rows])
     assert sum(duplicates.dropped.values()) == 0
+
+
+def test_shares_hold_where_every_text_stands_twice() -> None:
+    rows = [(f"r{i}", f"text {i // 2:03}", "a") for i in range(400)]
+    counts = Counter(stratify(rows, (0.5, 0.25, 0.25), 3).values())
+    assert counts == {"train": 200, "validation": 100, "test": 100}
 
 
 def test_the_seed_decides_who_goes_where() -> None:
@@ -129,7 +138,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_row_is_used_rejected_or_dropped_exactly_once(
     rows: list[dict[str, Any]], with_ids: bool, fractions: bool
 ) -> None:

@@ -1,0 +1,175 @@
+"""The commands as a user types them: figures, JSON, one clear line for an error, exit codes."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapters.cli.main import app
+from tests.support import corpus
+
+runner = CliRunner()
+
+
+def pld(*arguments: str | Path) -> Result:
+    return runner.invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled run of the small corpus, made by the command."""
+    made = tmp_path_factory.mktemp("cli")
+    corpus.write(made)
+    assert pld("compile", made / "pld.toml", "--ablation").exit_code == 0
+    return made
+
+
+def test_compile_prints_figures_and_where_things_lie(folder: Path) -> None:
+    found = pld("compile", folder / "pld.toml", "--ablation")
+    assert found.exit_code == 0
+    for words in ("compiled prompt", "zero-shot", "majority class", "provisional verdict: gain"):
+        assert words in found.stdout
+    assert "keyword-rule baseline" in found.stdout
+    assert "0 sent" in found.stdout
+    assert str(folder / "runs" / "tickets" / "prompt.md") in found.stdout
+    # progress goes to stderr, stage by stage
+    for stage in ("data", "extraction", "embedding", "clustering", "synthesis", "resolution", "evaluation"):
+        assert f"{stage}: " in found.stderr
+
+
+def test_compile_json_is_one_object_with_the_keys_relied_on(folder: Path) -> None:
+    found = pld("compile", folder / "pld.toml", "--ablation", "--json")
+    document = json.loads(found.stdout)
+    assert document["run"] == str(folder / "runs" / "tickets")
+    assert document["verdict"] == "gain"
+    assert document["prompt_tokens"] > 0
+    assert document["instructions"] > 0
+    assert 0 < document["validation"]["macro_f1"] <= 1
+    assert document["cost_usd"] == 0
+    assert document["requests"]["sent"] == 0
+    assert document["requests"]["cached"] > 0
+    assert document["requests"]["failed"] == 0
+    assert document["seconds"] > 0
+
+
+def test_evaluate_json_has_every_system(folder: Path) -> None:
+    found = pld("evaluate", folder / "runs" / "tickets", "--json", "--quiet")
+    assert found.exit_code == 0
+    assert found.stderr == ""
+    document = json.loads(found.stdout)
+    assert document["split"] == "test"
+    assert document["n"] == 60
+    assert document["malformed_rate"] == 0
+    for system in ("compiled", "zero_shot", "majority", "tfidf_logreg", "clustered", "resolver_only"):
+        low, high = document[system]["ci95"]
+        assert 0 <= low <= document[system]["macro_f1"] <= high <= 1
+        assert 0 <= document[system]["accuracy"] <= 1
+    table = document["compiled"]["confusion"]
+    assert sum(sum(row.values()) for row in table.values()) == 60
+    assert document["verdict"]["decision"] == "gain"
+
+
+def test_evaluate_without_zero_shot_gives_no_verdict(folder: Path) -> None:
+    found = pld("evaluate", folder / "runs" / "tickets", "--no-zero-shot", "--split", "validation")
+    assert found.exit_code == 0
+    assert "verdict: none without the zero-shot prompt" in found.stdout
+    assert "by label" in found.stdout
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "ndjson"])
+def test_classify_reads_each_format(folder: Path, tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame(corpus.rows()).select("id", "text")
+    source = tmp_path / f"rows.{suffix}"
+    getattr(frame, f"write_{suffix}")(source)
+    run = folder / "runs" / "tickets"
+    found = pld("classify", run, source, "-o", tmp_path / "out", "--id", "id", "--json")
+    assert found.exit_code == 0, found.stderr
+    document = json.loads(found.stdout)
+    assert (document["rows"], document["classified"], document["failed"]) == (240, 240, 0)
+    assert {"duplicates", "rows_per_s", "peak_rss_mb"} <= set(document)
+    parts = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    assert parts["id"].to_list() == frame["id"].to_list()
+    assert parts["row"].to_list() == list(range(240))
+    gold = [row["label"] for row in corpus.rows()]
+    assert sum(a == b for a, b in zip(gold, parts["label"], strict=True)) > 200
+
+
+MISTAKES = [
+    (["compile", "absent.toml"], 2, "absent.toml: no such configuration file"),
+    (["compile", "{toml}", "--max-cost", "-1"], 2, "max-cost"),
+    (["compile", "{typo}"], 2, "unknown key 'concurency' in [teacher]; did you mean 'concurrency'?"),
+    (["compile", "{unknown}"], 2, "'gemni:flash' is not the address of a known kind of model; known: local"),
+    (["compile", "{column}"], 1, "did you mean 'text'?"),
+    (["evaluate", "absent"], 1, "absent: no such run directory"),
+    (["classify", "absent", "rows.csv", "-o", "out"], 1, "absent: no such run directory"),
+    (["classify", "{run}", "absent.csv", "-o", "out"], 1, "absent.csv"),
+    (["classify", "{run}", "{data}", "-o", "out", "--text", "txt"], 1, "did you mean 'text'?"),
+    (["classify", "{run}", "{data}", "-o", "out", "--student", "gpt"], 2, "'gpt' is not the address"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
+def test_mistakes_get_one_line_and_the_right_exit_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "500")
+    variants = {
+        "toml": "",
+        "typo": "[teacher]\nconcurency = 3\n",
+        "unknown": '[teacher]\nmodel = "gemni:flash"\n',
+        "column": "",
+    }
+    names = {"run": str(folder / "runs" / "tickets"), "data": str(folder / "data.parquet")}
+    for name, more in variants.items():
+        path = corpus.write(tmp_path / name, more=more)
+        if name == "column":
+            path.write_text(path.read_text().replace('id = "id"\n', 'id = "id"\ntext = "txt"\n'))
+        names[name] = str(path)
+    found = pld(*(one.format(**names) for one in arguments))
+    assert found.exit_code == code
+    assert message in found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    if code == 1:
+        assert [
+            line for line in found.stderr.splitlines() if line.startswith("pld: ")
+        ] == found.stderr.splitlines()[-1:]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compile", "evaluate", "classify"])
+def test_help_has_an_example(command: str) -> None:
+    found = pld(command, "--help")
+    assert found.exit_code == 0
+    assert f"Example: pld {command} " in found.stdout
+
+
+def test_bench_registers_itself() -> None:
+    found = {entry.name: entry.load() for entry in metadata.entry_points(group="pld.commands")}
+    assert "Example: " in runner.invoke(found["bench"], ["quality", "--help"]).stdout
+
+
+def test_help_of_compile_says_what_faithful_leaves_out() -> None:
+    text = " ".join(pld("compile", "--help").stdout.replace("│", " ").split())
+    for words in (
+        "eps 0.4 and min_samples 6",
+        "noise is discarded",
+        "the last prompt is kept",
+        "asking again",
+    ):
+        assert words in text
+
+
+def test_version() -> None:
+    assert pld("--version").stdout.startswith("pld 0.")
