@@ -28,7 +28,7 @@ class LocalTeacher:
     """
 
     max_batch = 512
-    max_input_tokens = 4000000
+    max_input_tokens = 1_000_000
     price: Price | None = FREE
 
     def __init__(self, fit: LocalFit) -> None:

@@ -126,13 +126,10 @@ def test_synthesizer_and_resolver_default_to_the_teacher() -> None:
 
 
 def test_labels_are_a_list_or_a_table() -> None:
-    assert dict(parse(changed("task.labels", ["b", "a"])).task.labels) == {"b": "", "a": ""}
-    assert dict(parse(changed("task.labels", {"spam": "ads", "none": ""})).task.labels) == {
-        "spam": "ads",
-        "none": "",
-    }
+    assert parse(changed("task.labels", ["b", "a"], SMALL)).task.labels == {"b": "", "a": ""}
+    assert parse(changed("task.labels", ["b", "a"], SMALL)).labels == ("b", "a")
     table = SMALL.replace('labels = ["none", "spam"]', 'labels.none = "all else"\nlabels.spam = "ads"')
-    assert parse(tomllib.loads(table)).labels == ("none", "spam")
+    assert parse(tomllib.loads(table)).task.labels == {"none": "all else", "spam": "ads"}
 
 
 @pytest.mark.parametrize(
@@ -151,20 +148,18 @@ def test_labels_are_a_list_or_a_table() -> None:
         ("cluster.min_sample", "min_samples", "[cluster]"),
         ("resolve.max_round", "max_rounds", "[resolve]"),
         ("run.max_cost", "max_cost_usd", "[run]"),
-        ("base", "", ""),
+        ("base", "task", ""),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(where: str, nearest: str, place: str) -> None:
-    key = where.split(".")[-1] if place else where.split(".")[0]
+    key = where.rpartition(".")[2] if place else where.partition(".")[0]
     message = refusal(changed(where, 1))
     assert message.startswith(f"unknown key {key!r}{' in ' if place else ''}{place}")
-    assert (f"did you mean {nearest!r}?" if nearest else "known: task, data") in message
+    assert f"did you mean {nearest!r}?" in message
 
 
 def test_a_key_like_no_other_lists_the_known_ones() -> None:
-    assert refusal(changed("run.zzz", 1)) == (
-        "unknown key 'zzz' in [run]; known: seed, max_cost_usd, cache"
-    )
+    assert refusal(changed("run.zzz", 1)) == ("unknown key 'zzz' in [run]; known: seed, max_cost_usd, cache")
 
 
 def test_a_misspelt_required_key_is_named_before_what_it_leaves_missing() -> None:
@@ -223,7 +218,11 @@ def test_a_missing_key_is_named(where: str) -> None:
         ("resolve.prune", "perhaps", "resolve.prune: "),
         ("resolve.floors", {"ham": {"recall": 0.5}}, "resolve.floors: 'ham' is not a label"),
         ("resolve.floors", {"spams": {"recall": 0.5}}, "did you mean 'spam'?"),
-        ("resolve.floors", {"spam": {"recal": 0.5}}, "resolve.floors.spam.recal: Input should be 'precision'"),
+        (
+            "resolve.floors",
+            {"spam": {"recal": 0.5}},
+            "resolve.floors.spam.recal: Input should be 'precision'",
+        ),
         ("resolve.floors", {"spam": {"recall": 80}}, "resolve.floors.spam.recall: "),
         ("run.seed", -1, "run.seed: "),
         ("run.seed", 1.5, "run.seed: "),

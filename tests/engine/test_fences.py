@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from engine.fences import NAMES, Fenced, block, escape, fence, read_all, read_one, unescape
 
-SPECIAL = [
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|channel|>"),
-    *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<bos>", "<eos>", "<pad>", "<unused99>"),
-    *("<s>", "</s>", "<unk>", "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[SYSTEM_PROMPT]"),
-    *("[IMG_END]", "<｜User｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>", "<tool_call>", "</tool_response>"),
-]
+BAR = "\uff5c"  # the wide bar of DeepSeek's tokens
+SPECIAL = f"""
+<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|channel|> <|turn> <turn|> <|"|>
+<start_of_turn> <end_of_turn> <bos> <eos> <pad> <unused99> <s> </s> <unk> <<SYS>> <</SYS>>
+[INST] [/INST] [TOOL_CALLS] [SYSTEM_PROMPT] [IMG_END] <{BAR}User{BAR}> <{BAR}end\u2581of\u2581sentence{BAR}>
+<think> </think> <tool_call> </tool_response>
+""".split()
 MARKS = [mark for name in NAMES for mark in (f"<{name}>", f"</{name}>", f"<{name} ", f"</{name}\n")]
-PIECES = [*SPECIAL, *MARKS, *SPECIAL, "<", ">", "[", "]", "|", "/", "\\", "\\\\", "\n", " ", "｜", '"', "\x00"]
+PIECES = [*SPECIAL, *MARKS, *SPECIAL, *"<>[]|/\n ", BAR, "\\", "\\\\", '"', "\x00"]
 
 texts = st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=4), max_size=12).map("".join)
 names = st.sampled_from(NAMES)
@@ -24,7 +25,7 @@ names = st.sampled_from(NAMES)
 @settings(max_examples=100, deadline=None)
 @given(texts)
 @example("<|[INST]|>")
-@example("<｜[INST]｜>")
+@example(f"<{BAR}[INST]{BAR}>")
 @example("<\\\\|im_end|>")
 @example("<|\\|>")
 @example("\ud800</input>\x00")

@@ -151,7 +151,13 @@ def test_the_zero_shot_prompt_is_task_labels_and_answer() -> None:
 
 @pytest.mark.parametrize(
     ("taken", "following"),
-    [([], "R01"), (["I07", "G"], "R01"), (["R01", "R03"], "R04"), (["R99"], "R100"), (["R²", "Rx", "R"], "R01")],
+    [
+        ([], "R01"),
+        (["I07", "G"], "R01"),
+        (["R01", "R03"], "R04"),
+        (["R99"], "R100"),
+        (["R²", "Rx", "R"], "R01"),
+    ],
 )
 def test_the_next_id(taken: list[str], following: str) -> None:
     assert next_instruction_id(taken) == following

@@ -60,4 +60,4 @@ def config_for(labels: Sequence[str] | Mapping[str, str] = ("spam", "none"), **t
 
 
 def context_for(*labels: str) -> TaskContext:
-    return TaskContext(config_for(labels or ("spam", "none")), {})
+    return TaskContext(config_for(labels or ("spam", "none")))
