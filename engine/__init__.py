@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from engine.config import Config, load_config
     from engine.distillation.evaluation import Evaluation
     from engine.distillation.judging import evaluate
-    from engine.distillation.pipeline import CompileResult, compile_prompt
+    from engine.distillation.pipeline import compile_prompt
+    from engine.distillation.result import CompileResult
     from engine.errors import PldError
     from engine.prompt import CompiledPrompt
     from engine.stopping import StopSignal
@@ -40,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "ClassifyResult": "engine.bulk",
-    "CompileResult": "engine.distillation.pipeline",
+    "CompileResult": "engine.distillation.result",
     "CompiledPrompt": "engine.prompt",
     "Config": "engine.config",
     "Evaluation": "engine.distillation.evaluation",

@@ -13,7 +13,8 @@ from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_l
 from adapters.cli.running import run as run_work
 from adapters.registry import is_local, open_models
 from engine.config import load_config
-from engine.distillation.pipeline import CompileResult, compile_prompt
+from engine.distillation.pipeline import compile_prompt
+from engine.distillation.result import CompileResult
 from engine.stopping import StopSignal
 
 

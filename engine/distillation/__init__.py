@@ -1,1 +1,1 @@
-"""The method: extraction, embedding, synthesis, resolution, evaluation, and the pipeline that knows them all."""
+"""The method: extraction, embedding, synthesis, resolution, evaluation, and the pipeline of them all."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import polars as pl
 
 from engine.clustering import Clustering, cluster_rules
 from engine.config import ChatRole, ClusterConfig, Config, load_config
@@ -24,7 +23,9 @@ from engine.distillation import embedding, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
 from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
 from engine.distillation.manifest import Manifest, check_task
+from engine.distillation.result import CompileResult
 from engine.distillation.session import Session, close_all, open_session
+from engine.distillation.tables import clusters_table, failures_table, rules_table
 from engine.distillation.templating import TaskContext
 from engine.errors import ModelError
 from engine.events import EventSink, Notice, StageFinished, StageStarted, ignore_events
@@ -34,7 +35,7 @@ from engine.stopping import StopSignal
 from engine.store import Dataset, RunDirectory, load_dataset
 from engine.store.compiled import save_prompt
 from engine.tokens import estimate_tokens
-from engine.types import Failure, FloatVector, MicroRule, Sample, Scores
+from engine.types import Failure, FloatVector, MicroRule, Sample
 
 CHAT_ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
 PAPER_CLUSTERS = ClusterConfig(method="dbscan", eps=0.4, min_samples=6, within="all")
@@ -44,60 +45,6 @@ class ModelFactory(Protocol):
     """Makes the models of a run once its training rows are known; `run` is its locked directory."""
 
     def __call__(self, config: Config, train: Sequence[Sample], run: RunDirectory) -> Models: ...
-
-
-@dataclass(frozen=True)
-class CompileResult:
-    """What a compilation brought. `seconds` is wall time; `validation` the provisional verdict's figures."""
-
-    run: Path
-    prompt: CompiledPrompt
-    validation: Evaluation
-    rounds: int
-    stop_reason: str
-    addresses: tuple[str, ...]
-    requests: Mapping[str, int]
-    cost_usd: float
-    seconds: float
-
-    @property
-    def verdict(self) -> str:
-        """The provisional verdict, in words."""
-        return "" if self.validation.verdict is None else self.validation.verdict.decision
-
-    def to_json(self) -> dict[str, Any]:
-        """What `pld compile --json` prints."""
-        compiled = self.validation.compiled
-        return {
-            "run": str(self.run),
-            "verdict": self.verdict,
-            "verdict_split": "validation",
-            "prompt_sha256": self.prompt.sha256,
-            "prompt_tokens": estimate_tokens(self.prompt.text),
-            "prompt_tokens_estimated": True,
-            "instructions": len(self.prompt.instructions),
-            "validation": {
-                name: {
-                    "macro_f1": one.macro_f1,
-                    "accuracy": one.accuracy,
-                    "ci95": [one.ci95.low, one.ci95.high],
-                }
-                for name, one in self.validation.systems.items()
-                if name != "compiled"
-            }
-            | _figures(compiled)
-            | {"n": compiled.n},
-            "rounds": self.rounds,
-            "stop_reason": self.stop_reason,
-            "requests": dict(self.requests),
-            "cost_usd": self.cost_usd,
-            "seconds": self.seconds,
-        }
-
-
-def _figures(scores: Scores) -> dict[str, Any]:
-    interval = [scores.ci95.low, scores.ci95.high]
-    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "ci95": interval}
 
 
 async def compile_prompt(
@@ -251,18 +198,7 @@ class _Compilation:
                 f"{self._models.teacher.name}: no training row brought a usable rule; the commonest reason: "
                 f"{Counter(one.reason for one in found.failures).most_common(1)[0][0]}"
             )
-        self._run.write_parquet(
-            "rules.parquet",
-            pl.DataFrame(
-                {
-                    "sample_id": [rule.sample_id for rule in found.rules],
-                    "label": [rule.label for rule in found.rules],
-                    "instruction": [rule.instruction for rule in found.rules],
-                    "analysis": [rule.analysis for rule in found.rules],
-                    "request": [rule.request for rule in found.rules],
-                }
-            ),
-        )
+        self._run.write_parquet("rules.parquet", rules_table(found.rules))
         return found.rules
 
     async def _embed(self, rules: Sequence[MicroRule]) -> tuple[tuple[MicroRule, ...], FloatVector]:
@@ -286,23 +222,7 @@ class _Compilation:
             eps=settings.eps,
             min_samples=settings.min_samples,
         )
-        nearest = np.full(len(rules), -1, dtype=np.int64)
-        similarity = np.full(len(rules), np.nan, dtype=np.float32)
-        nearest[found.long_tail.rows] = found.long_tail.nearest
-        similarity[found.long_tail.rows] = found.long_tail.cosine
-        self._run.write_parquet(
-            "clusters.parquet",
-            pl.DataFrame(
-                {
-                    "sample_id": [rule.sample_id for rule in rules],
-                    "label": [rule.label for rule in rules],
-                    "cluster": found.labels,
-                    "core": found.core,
-                    "nearest_cluster": nearest,
-                    "similarity": similarity,
-                }
-            ),
-        )
+        self._run.write_parquet("clusters.parquet", clusters_table(rules, found))
         noise = len(found.long_tail.rows)
         largest = max((cluster.size for cluster in found.clusters), default=0)
         self._manifest.stages["clustering"] = {
@@ -417,10 +337,8 @@ class _Compilation:
         self._failures += [(stage, failure) for failure in failures]
 
     def _write_failures(self) -> None:
-        rows = [("data", f"{one.file}:{one.row}", one.field, one.reason) for one in self._dataset.rejected]
-        rows += [(stage, one.id, one.reason, one.detail) for stage, one in self._failures]
-        schema = {"stage": pl.String, "id": pl.String, "reason": pl.String, "detail": pl.String}
-        self._run.write_parquet("failures.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
+        table = failures_table(self._dataset.rejected, self._failures)
+        self._run.write_parquet("failures.parquet", table)
 
     def _write_manifest(self, state: str) -> None:
         document = self._manifest.to_json(

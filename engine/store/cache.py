@@ -37,11 +37,11 @@ CREATE TABLE responses (
     key BLOB PRIMARY KEY, payload BLOB NOT NULL, run_id TEXT NOT NULL, request_id TEXT NOT NULL,
     stage TEXT NOT NULL, model TEXT NOT NULL, {_USAGE_TYPES}
 );
-CREATE INDEX responses_by_run ON responses (run_id);
 CREATE TABLE failures (
     run_id TEXT NOT NULL, key BLOB NOT NULL, request_id TEXT NOT NULL, stage TEXT NOT NULL,
     model TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, {_USAGE_TYPES}, PRIMARY KEY (run_id, key)
 );
+CREATE TABLE spending (run_id TEXT PRIMARY KEY, cost_usd REAL NOT NULL);
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 # The first answer stays: other runs may have built on it.
@@ -51,14 +51,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING
 """  # noqa: S608 - the names are constants of this module
 _PUT_FAILURE = f"""
 INSERT OR REPLACE INTO failures (key, run_id, request_id, stage, model, reason, detail, {_USAGE})
-SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14
-WHERE NOT EXISTS (SELECT 1 FROM responses WHERE key = ?1)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """  # noqa: S608
-_DROP_FAILURE = "DELETE FROM failures WHERE run_id = ? AND key = ?"
-_SPENT = """
-SELECT TOTAL(cost_usd) FROM (
-    SELECT cost_usd FROM responses WHERE run_id = ?1 UNION ALL SELECT cost_usd FROM failures WHERE run_id = ?1
-)
+_SPEND = """
+INSERT INTO spending (run_id, cost_usd) VALUES (?, ?)
+ON CONFLICT (run_id) DO UPDATE SET cost_usd = cost_usd + excluded.cost_usd
 """
 
 _T = TypeVar("_T")
@@ -105,7 +102,7 @@ class ResponseStore:
             found: dict[bytes, bytes | Failure] = {}
             if run_id is not None:
                 found.update(_select_failures(db, keys, run_id))
-            found.update(_select_answers(db, keys))
+            found.update(_select_answers(db, keys))  # last: an answer counts, whatever failed before or after
             return found
 
         return await self._reader.run(read)
@@ -116,10 +113,11 @@ class ResponseStore:
             await self._writer.run(lambda db: _insert(db, records, run_id))
 
     async def spent_usd(self, run_id: str) -> float:
-        """What this run has paid so far for the outcomes that are kept, in US dollars."""
+        """What this run has paid so far for all outcomes it committed, in US dollars."""
 
         def read(db: sqlite3.Connection) -> float:
-            return float(db.execute(_SPENT, (run_id,)).fetchone()[0])
+            row = db.execute("SELECT cost_usd FROM spending WHERE run_id = ?", (run_id,)).fetchone()
+            return float(row[0]) if row else 0.0
 
         return await self._reader.run(read)
 
@@ -239,7 +237,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _insert(db: sqlite3.Connection, records: Sequence[Record], run_id: str) -> None:
-    answers, failures, settled = [], [], []
+    answers, failures = [], []
     now = time.time()
     for r in records:
         u = r.usage
@@ -255,7 +253,6 @@ def _insert(db: sqlite3.Connection, records: Sequence[Record], run_id: str) -> N
         origin = (_storable(r.request_id), r.stage, r.model)
         if r.payload is not None:
             answers.append((r.key, r.payload, run_id, *origin, *cost))
-            settled.append((run_id, r.key))
         elif r.failure is not None:
             why = (_storable(r.failure.reason), _storable(r.failure.detail))
             failures.append((r.key, run_id, *origin, *why, *cost))
@@ -263,8 +260,9 @@ def _insert(db: sqlite3.Connection, records: Sequence[Record], run_id: str) -> N
             raise ValueError(f"the record of {r.request_id!r} holds neither an answer nor a failure")
     with _transaction(db):
         db.executemany(_PUT_ANSWER, answers)
-        db.executemany(_DROP_FAILURE, settled)
         db.executemany(_PUT_FAILURE, failures)
+        if spent := sum(r.cost_usd for r in records):
+            db.execute(_SPEND, (run_id, spent))
 
 
 def _storable(text: str) -> str:

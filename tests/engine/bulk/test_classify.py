@@ -72,7 +72,7 @@ _texts = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     files=st.lists(_texts, min_size=1, max_size=3),
     part_rows=st.integers(1, 8),
@@ -186,7 +186,7 @@ def test_hostile_rows(tmp_path: Path) -> None:
 
 
 def test_no_text_is_written_and_everything_is_private(tmp_path: Path) -> None:
-    secret = "xylophonequark"
+    secret = "xylophonequark"  # noqa: S105 - a word to look for
     path = write_ndjson(
         tmp_path / "in.ndjson", [f"{secret} 1", f"refuse {secret}", f"babble {secret}", secret]
     )

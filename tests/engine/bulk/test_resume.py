@@ -30,7 +30,7 @@ def run(path: Path, out: Path, student: Student, **options: Any) -> ClassifyResu
     return asyncio.run(classify(PROMPT, student, path, out, **options))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     moments=st.lists(st.integers(1, 60), max_size=3), part_rows=st.integers(1, 130), seed=st.integers(0, 9)
 )
@@ -63,7 +63,7 @@ def test_stopping_loses_and_repeats_nothing(moments: list[int], part_rows: int, 
         assert len(single) == len(set(single))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(moment=st.integers(1, 110), part_rows=st.integers(1, 130), max_batch=st.integers(1, 9))
 def test_a_model_that_breaks_costs_what_was_in_flight(moment: int, part_rows: int, max_batch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -157,12 +157,12 @@ def test_requests_are_rendered_as_they_are_needed() -> None:
 
     answered: list[str] = []
     model = Replying(reply, lambda asked: 1.0)
-    ids = [f"s{k}" for k in range(1500)]
+    ids = [f"s{k}" for k in range(1200)]
 
     async def asking() -> Asked[GeneralAnswer]:
         return await ask(lane_to(model), ids, counting, GeneralAnswer, stage="test")
 
-    assert len(run_virtual(asking()).answers) == 1500
+    assert len(run_virtual(asking()).answers) == 1200
     assert most < 1000
 
 

@@ -125,7 +125,7 @@ edits_of_any_kind = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(edits_of_any_kind, max_size=8), st.sets(ids))
 def test_what_always_holds(edits: list[Edit], locked: set[str]) -> None:
     applied = apply_edits(PROMPT, edits, "e", locked=frozenset(locked))

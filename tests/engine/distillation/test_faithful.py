@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from sklearn.cluster import DBSCAN
 
-from engine.distillation.pipeline import CompileResult, compile_prompt
+from engine.distillation.pipeline import compile_prompt
+from engine.distillation.result import CompileResult
 from engine.fences import read_all, read_one
 from engine.store import load_dataset
 from engine.types import Answer, ChatOutcome, Request

@@ -100,7 +100,7 @@ candidates = st.builds(
 floors = st.dictionaries(st.just("hate"), st.dictionaries(st.sampled_from(["recall", "precision"]), figures))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(candidates, candidates, floors)
 def test_the_gate_never_lets_anything_fall(
     best: Candidate, other: Candidate, given_floors: dict[str, dict[Figure, float]]

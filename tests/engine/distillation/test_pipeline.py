@@ -12,7 +12,8 @@ import pytest
 
 import adapters
 from engine.distillation.judging import evaluate
-from engine.distillation.pipeline import CompileResult, compile_prompt
+from engine.distillation.pipeline import compile_prompt
+from engine.distillation.result import CompileResult
 from engine.errors import InterruptedRunError, RunError
 from engine.events import Event, Notice, StageStarted
 from engine.stopping import StopSignal

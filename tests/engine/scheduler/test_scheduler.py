@@ -461,7 +461,8 @@ def test_queueing_never_counts_against_the_deadline() -> None:
     run_virtual(check())
 
 
-def test_a_rate_limit_pauses_everyone_and_burns_no_attempt() -> None:
+@pytest.mark.parametrize("requests_per_minute", [None, 1200])
+def test_a_rate_limit_pauses_everyone(requests_per_minute: int | None) -> None:
     async def check() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -473,12 +474,26 @@ def test_a_rate_limit_pauses_everyone_and_burns_no_attempt() -> None:
             )
 
         model = ScriptedModel(script, latency_s=lambda text, attempt: 0.1)
-        scheduler = Scheduler(InMemoryJournal(), policy=RetryPolicy(max_attempts=1))
-        results = await collect(scheduler.chat(model, Limits(concurrency=4)), requests(100))
+        scheduler = Scheduler(InMemoryJournal())
+        results = await collect(scheduler.chat(model, Limits(4, requests_per_minute)), requests(100))
         assert all(isinstance(r.outcome, Answer) for r in results)
         times = [time - began for time, _ in model.sends]
-        assert not [time for time in times if 1.2 < time < 31.0]
+        assert not [time for time in times if 1.11 < time < 31.0]
         assert scheduler.totals.retries <= 8
+
+    run_virtual(check())
+
+
+def test_a_rate_limit_burns_no_attempt() -> None:
+    def script(text: str, attempt: int) -> ChatOutcome:
+        if attempt <= 5:
+            return AttemptFailure("rate_limited", "429", rate_limited(1.0))
+        return AttemptFailure("server", "500", TRANSIENT) if attempt == 6 else echo(text, attempt)
+
+    async def check() -> None:
+        scheduler = Scheduler(InMemoryJournal(), policy=RetryPolicy(max_attempts=2))
+        (result,) = await collect(scheduler.chat(ScriptedModel(script)), requests(1))
+        assert isinstance(result.outcome, Answer)
 
     run_virtual(check())
 

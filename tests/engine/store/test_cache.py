@@ -61,8 +61,11 @@ def test_what_a_run_has_spent(tmp_path: Path) -> None:
         journal = RunJournal(store, "a")
         assert await journal.spent_usd() == 0.0
         await journal.commit([answered(1, cost_usd=0.25), answered(2, cost_usd=0.5), gave_up(3)])
-        await RunJournal(store, "b").commit([answered(2, cost_usd=9.0), answered(4, cost_usd=1.0)])
-        assert await journal.spent_usd() == pytest.approx(0.75)
+        other = RunJournal(store, "b")
+        await other.commit([answered(2, cost_usd=9.0), answered(4, cost_usd=1.0)])
+        await journal.commit([answered(3, cost_usd=0.1)])
+        assert await journal.spent_usd() == pytest.approx(0.85)
+        assert await other.spent_usd() == pytest.approx(10.0), "paid, though the answer was there by then"
 
     with ResponseStore(tmp_path) as store:
         asyncio.run(check(store))
