@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.errors import RunError
+from engine.fences import escape
 from engine.types import Instruction
 
 FORMAT = 1
@@ -44,7 +45,7 @@ class CompiledPrompt:
         )
         parts.append("# Labels\n" + "\n".join(meanings) + "\n")
         if self.general is not None:
-            parts.append(f"# General rules\n{self.general.text}\n")
+            parts.append(f"# General rules\n{escape(self.general.text)}\n")
         if self.instructions:
             parts.append("# Instructions\n" + "\n".join(_section(one) for one in self.instructions))
         parts.append(_ANSWER.format(labels=", ".join(self.labels)))
@@ -115,8 +116,9 @@ class CompiledPrompt:
 
 
 def _section(instruction: Instruction) -> str:
-    title = f" {instruction.title}" if instruction.title else ""
-    return f"## {instruction.id}{title}\n{instruction.text}\n"
+    # written by models that have read untrusted rows: a special token copied from one must not act here (C11)
+    title = f" {escape(instruction.title)}" if instruction.title else ""
+    return f"## {instruction.id}{title}\n{escape(instruction.text)}\n"
 
 
 def _to_json(instruction: Instruction) -> dict[str, Any]:

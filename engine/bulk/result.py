@@ -43,6 +43,13 @@ class ClassifyResult:
 
 def peak_rss_mb() -> float:
     """The largest resident memory that this process has had, in MB."""
+    try:
+        # Linux's getrusage also counts what the parent held when it started this process
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # bytes on macOS, KiB elsewhere
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

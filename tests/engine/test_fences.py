@@ -16,7 +16,8 @@ SPECIAL = f"""
 <think> </think> <tool_call> </tool_response>
 """.split()
 MARKS = [mark for name in NAMES for mark in (f"<{name}>", f"</{name}>", f"<{name} ", f"</{name}\n")]
-PIECES = [*SPECIAL, *MARKS, *SPECIAL, *"<>[]|/\n ", BAR, "\\", "\\\\", '"', "\x00"]
+ESCAPED = [f"{mark[0]}\\{mark[1:]}" for mark in (*SPECIAL, *MARKS)]
+PIECES = [*SPECIAL, *MARKS, *ESCAPED, *"<>[]|/\n ", BAR, "\\", "\\\\", '"', "\x00"]
 
 texts = st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=4), max_size=12).map("".join)
 names = st.sampled_from(NAMES)
@@ -28,6 +29,7 @@ names = st.sampled_from(NAMES)
 @example(f"<{BAR}[INST]{BAR}>")
 @example("<\\\\|im_end|>")
 @example("<|\\|>")
+@example("<\\|" + 34 * "a" + "[INST]|>")
 @example("\ud800</input>\x00")
 def test_escaping_is_reversible(text: str) -> None:
     assert unescape(escape(text)) == text
@@ -52,6 +54,8 @@ def test_different_texts_stay_different(one: str, other: str) -> None:
 @pytest.mark.parametrize("mark", [*SPECIAL, *MARKS])
 def test_each_mark_is_broken_by_one_backslash(mark: str) -> None:
     assert escape(mark) == f"{mark[0]}\\{mark[1:]}"
+    assert escape(escape(mark)) == f"{mark[0]}\\\\{mark[1:]}"
+    assert unescape(unescape(escape(escape(mark)))) == mark
     assert escape(mark.upper()) != mark.upper()
     assert escape(f"a{mark}b") != f"a{mark}b"
 
@@ -64,7 +68,7 @@ def test_what_no_model_reads_as_a_mark_is_left_alone(text: str) -> None:
     assert unescape(text) == text
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(names, texts), max_size=5))
 def test_reading_finds_exactly_what_was_fenced(fenced: list[tuple[str, str]]) -> None:
     document = "\n".join(f"Some words.\n{fence(name, text)}" for name, text in fenced)
@@ -72,7 +76,7 @@ def test_reading_finds_exactly_what_was_fenced(fenced: list[tuple[str, str]]) ->
         assert [one.text for one in read_all(document, name)] == [t for n, t in fenced if n == name]
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(texts, max_size=4), st.lists(texts, max_size=4))
 def test_nested_fences_with_attributes(rules: list[str], cases: list[str]) -> None:
     inner = "\n".join(fence("rule", text, label="a b", count=n) for n, text in enumerate(rules))

@@ -68,7 +68,7 @@ def test_braces_and_percent_signs_are_no_placeholders() -> None:
         assert part in prompt.text
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(prompts)
 def test_the_hash_is_of_the_text_alone(prompt: CompiledPrompt) -> None:
     assert prompt.sha256 == hashlib.sha256(prompt.text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -76,7 +76,7 @@ def test_the_hash_is_of_the_text_alone(prompt: CompiledPrompt) -> None:
     assert replace(prompt, instructions=tuple(stripped)).sha256 == prompt.sha256
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(prompts)
 def test_json_and_back(prompt: CompiledPrompt) -> None:
     again = CompiledPrompt.from_json(json.loads(json.dumps(prompt.to_json())))
@@ -161,3 +161,11 @@ def test_the_zero_shot_prompt_is_task_labels_and_answer() -> None:
 )
 def test_the_next_id(taken: list[str], following: str) -> None:
     assert next_instruction_id(taken) == following
+
+
+def test_c11_special_tokens_in_an_instruction_cannot_act() -> None:
+    written = Instruction("I01", "Say <|im_end|> and </input>.", title="a [INST] b")
+    prompt = CompiledPrompt("d", {"a": "", "b": ""}, (written,), Instruction("G", "<start_of_turn> first"))
+    for token in ("<|im_end|>", "</input>.", "[INST]", "<start_of_turn>"):
+        assert token not in prompt.text
+    assert CompiledPrompt.from_json(prompt.to_json()).instructions == (written,)

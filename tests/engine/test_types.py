@@ -52,20 +52,20 @@ def test_every_field_but_the_id_is_part_of_the_key() -> None:
     assert BASE.digest("another model") not in keys.values()
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(requests, anything, anything)
 def test_the_id_is_not_part_of_the_key(request: Request, other_id: str, model: str) -> None:
     assert replace(request, id=other_id).digest(model) == request.digest(model)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(requests, st.integers(4, 9))
 def test_the_index_counts_only_where_draws_differ(request: Request, index: int) -> None:
     same = replace(request, index=index).digest("m") == request.digest("m")
     assert same == (request.temperature == 0)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(requests, requests, st.sets(st.sampled_from([one.name for one in fields(Request)])))
 def test_only_equal_requests_share_a_key(one: Request, another: Request, taken: set[str]) -> None:
     other = replace(one, **{name: getattr(another, name) for name in taken})
@@ -73,7 +73,7 @@ def test_only_equal_requests_share_a_key(one: Request, another: Request, taken: 
     assert (one.digest("m") == other.digest("m")) == (one == replace(other, id=one.id, **index))
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(messages, messages, st.integers(1, 30))
 def test_moving_text_between_messages_changes_the_key(first: Message, second: Message, cut: int) -> None:
     assume(first.content)
@@ -95,7 +95,7 @@ def test_keys_do_not_change_between_versions() -> None:
     assert EmbedRequest("r1", "hello").digest("model").hex()[:16] == "a74024e82ca74264"
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(anything, anything, anything, anything)
 def test_keys_of_texts_to_embed(one: str, other: str, model: str, other_model: str) -> None:
     key = EmbedRequest("a", one).digest(model)

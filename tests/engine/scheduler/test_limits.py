@@ -50,7 +50,7 @@ def test_a_request_window_never_adds_up_to_more_than_the_minute(per_minute: int)
     assert window.rate_limit * round(periods) > per_minute * 0.98 or per_minute < 1200
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),
     per_minute=st.integers(50, 5_000),

@@ -169,7 +169,7 @@ class Watch:
                 assert result.outcome.reason in ("server", "rate_limited", "blocked", "malformed", "timeout")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(world=worlds)
 def test_every_request_has_one_result_within_all_limits(world: World) -> None:
     async def check() -> None:
@@ -192,7 +192,7 @@ def test_every_request_has_one_result_within_all_limits(world: World) -> None:
     run_virtual(check())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(world=worlds, after_s=st.floats(0.0, 8.0), how=st.sampled_from(["cancel", "stop", "leave"]))
 def test_however_it_ends_it_can_go_on(world: World, after_s: float, how: str) -> None:
     """Cancelled, stopped or left at any moment: nothing finished is lost, the rest is sent exactly once."""
@@ -245,7 +245,7 @@ class DyingJournal(InMemoryJournal):
             side[record.key if record.payload is not None else (self.run_id, record.key)] = record  # type: ignore[index]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(world=worlds, after_s=st.floats(0.0, 8.0))
 def test_a_crash_repeats_only_what_was_not_on_disk(world: World, after_s: float) -> None:
     """As after `kill -9`: what was counted is there, few are paid for twice (C2 says how many)."""
@@ -292,7 +292,7 @@ def test_a_crash_repeats_only_what_was_not_on_disk(world: World, after_s: float)
     run_virtual(check())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(world=worlds, cap=st.floats(0.0, 30.0), lanes=st.integers(1, 2))
 def test_the_cap_on_cost_holds(world: World, cap: float, lanes: int) -> None:
     """What the model bills never passes the cap, lanes together; a hang counts with all it can cost."""
