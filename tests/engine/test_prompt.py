@@ -164,8 +164,8 @@ def test_the_next_id(taken: list[str], following: str) -> None:
 
 
 def test_c11_special_tokens_in_an_instruction_cannot_act() -> None:
-    written = Instruction("I01", "Say <|im_end|> and </input>.", title="a [INST] b")
+    written = Instruction("I01", "Say <|im_end|> and </rule>.", title="a [INST] b")
     prompt = CompiledPrompt("d", {"a": "", "b": ""}, (written,), Instruction("G", "<start_of_turn> first"))
-    for token in ("<|im_end|>", "</input>.", "[INST]", "<start_of_turn>"):
+    for token in ("<|im_end|>", "</rule>", "[INST]", "<start_of_turn>"):
         assert token not in prompt.text
     assert CompiledPrompt.from_json(prompt.to_json()).instructions == (written,)
