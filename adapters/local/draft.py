@@ -1,105 +1,163 @@
-"""A prompt under repair: its clauses by instruction, and the edits that came of changing them."""
+"""A prompt under repair: its clauses by instruction, and the edits that changing them comes to."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adapters.local.language import Clause, Reader
 from engine.fences import Fenced
+from engine.tokens import estimate_tokens
 
-_PIECE = re.compile(r"\w{1,6}|[^\w\s]")
+NEW = ""
+"""The id of instructions that do not exist yet: those that an edit adds."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A clause and where it stands; `instruction` is None in an instruction that cannot be edited."""
+
+    instruction: str | None
+    number: int
+    clause: Clause
 
 
 class Draft:
-    def __init__(self, instructions: Sequence[Fenced], reader: Reader, gold: str, predicted: str, max_edits: int):
-        self._reader = reader
+    """The instructions of one resolution request.
+
+    Only instructions that consist of clauses alone are edited: rewriting any other would lose its prose. At most
+    `max_edits` instructions are touched. New signs of a label go where it collects them: the instruction titled
+    "Further signs of LABEL", which is added when needed.
+    """
+
+    def __init__(self, instructions: Sequence[Fenced], reader: Reader, max_edits: int) -> None:
         self._texts = {one.attributes["id"]: one.text for one in instructions}
         self._titles = {one.attributes["id"]: one.attributes.get("title", "") for one in instructions}
+        self._fixed: list[Clause] = []
         self._clauses: dict[str, list[Clause]] = {}
         for name, text in self._texts.items():
             clauses = reader.clauses(text)
-            if clauses and "\n".join(c.text() for c in clauses) == text:
+            if clauses and _written(clauses) == text:
                 self._clauses[name] = clauses
-        self._gold, self._predicted, self._max_edits = gold, predicted, max_edits
-        self._new: dict[str, int] = {}
+            else:
+                self._fixed += clauses
+        self._general = reader.general(self.text)
+        self._new_default: str | None = None
+        self._max_edits = max_edits
         self._touched: set[str] = set()
-        self._home = next(
-            (n for n, t in self._titles.items() if t == self._further(gold) and n in self._clauses), "")
 
-    @staticmethod
-    def _further(label: str) -> str:
-        return f"Further signs of {label}"
-
+    @property
     def text(self) -> str:
+        """The instructions as the student sees them, before any edit."""
         return "\n".join(self._texts.values())
 
     def tokens(self) -> int:
-        return sum(len(_PIECE.findall("\n".join(c.text() for c in cs))) + 8 for cs in self._clauses.values()) + 6 * len(self._new)
+        """About how long the instructions are now."""
+        return sum(
+            estimate_tokens(_written(self._clauses.get(name, [])) or self._texts[name]) + 8
+            for name in {**self._texts, **self._clauses}
+            if name in self._texts or self._clauses[name]
+        )
 
-    def grades(self, label: str) -> dict[str, int]:
-        best: dict[str, int] = dict(self._new) if label == self._gold else {}
-        for clauses in self._clauses.values():
-            for c in clauses:
-                if c.label == label:
-                    for cue, g in c.signs.items():
-                        best[cue] = max(g, best.get(cue, 0))
-        return best
+    def placed(self) -> list[Placed]:
+        """All clauses, in the order of the prompt; those that cannot be edited first."""
+        fixed = [Placed(None, number, clause) for number, clause in enumerate(self._fixed)]
+        return fixed + [
+            Placed(name, number, clause)
+            for name, clauses in self._clauses.items()
+            for number, clause in enumerate(clauses)
+        ]
 
-    def _holders(self, kind: str, cue: str) -> list[str]:
-        label = self._gold if kind == "raise" else self._predicted
-        return [n for n, cs in self._clauses.items() if any(c.label == label and cue in c.signs for c in cs)]
-
-    def _targets(self, kind: str, cue: str) -> list[str]:
-        holders = self._holders(kind, cue)
-        if kind == "lower":
-            return holders
-        if cue in self._new:
-            return [self._home]
-        return holders[:1] or [self._home]
-
-    def can(self, kind: str, cue: str) -> bool:
-        return len(self._touched | set(self._targets(kind, cue))) <= self._max_edits
-
-    def take(self, kind: str, cue: str, amount: int) -> str:
-        targets = self._targets(kind, cue)
-        self._touched |= set(targets)
-        label = self._gold if kind == "raise" else self._predicted
-        old = self.grades(label).get(cue, 0)
-        new = old + amount if kind == "raise" else old - amount
-        holders = [t for t in targets if t in self._clauses and any(cue in c.signs for c in self._clauses[t] if c.label == label)]
+    def set_grade(self, label: str, cue: str, grade: int) -> bool:
+        """Give a sign of `label` another grade (0 removes it), or add it; False where that is one edit too many."""
+        holders = [
+            name
+            for name, clauses in self._clauses.items()
+            if any(clause.label == label and cue in clause.signs for clause in clauses)
+        ]
+        home = self._home(label)
+        if not self._touch(holders or [home]):
+            return False
         if not holders:
-            if self._home:
-                cs = self._clauses[self._home]
-                i = next(i for i, c in enumerate(cs) if c.label == label)
-                cs[i] = replace(cs[i], signs={**cs[i].signs, cue: new})
-            else:
-                self._new[cue] = new
+            clauses = self._clauses.setdefault(home, [])
+            if not clauses:
+                clauses.append(Clause(label))
+            at = next(i for i, clause in enumerate(clauses) if clause.label == label)
+            clauses[at] = replace(clauses[at], signs={**clauses[at].signs, cue: grade})
         for name in holders:
-            cs = []
-            for c in self._clauses[name]:
-                if c.label == label and cue in c.signs:
-                    signs = dict(c.signs)
-                    if kind == "raise":
-                        signs[cue] = new
-                    elif new == 0:
-                        del signs[cue]
-                    else:
-                        signs[cue] = min(signs[cue], new)
-                    if not signs:
-                        continue
-                    c = replace(c, signs=signs)
-                cs.append(c)
-            self._clauses[name] = cs
-        return f'"{cue}" {old}->{new} for {label}'
+            changed = [
+                _regraded(one, cue, grade) if one.label == label else one for one in self._clauses[name]
+            ]
+            # a clause that lost its last sign would come to mean texts without any
+            self._clauses[name] = [
+                new
+                for new, old in zip(changed, self._clauses[name], strict=True)
+                if new.signs or not old.signs
+            ]
+        return True
+
+    def add_exception(self, place: Placed, cue: str) -> bool:
+        """Let `cue` silence a clause; False where that is one edit too many, or the clause cannot be edited."""
+        if place.instruction is None or not self._touch([place.instruction]):
+            return False
+        clauses = self._clauses[place.instruction]
+        old = clauses[place.number]
+        clauses[place.number] = replace(old, exceptions=(*old.exceptions, cue))
+        return True
+
+    def set_default(self, label: str) -> bool:
+        """Make `label` that of texts without signs; False where that is one edit too many."""
+        if len(self._touched) >= self._max_edits:
+            return False
+        self._new_default = label
+        return True
 
     def edits(self, reason: str) -> list[dict[str, str]]:
-        out = []
-        for name in sorted(self._touched - {""}):
-            cs = self._clauses[name]
-            text = "\n".join(c.text() for c in cs)
-            out.append(dict(action="replace" if cs else "drop", instruction=name, title="", text=text, reason=reason))
-        if self._new:
-            out.append(dict(action="add", instruction="", title=self._further(self._gold), text=Clause(self._gold, self._new).text(), reason=reason))
-        return out
+        """The edits, as the schema resolution has them: those of present instructions first."""
+        edits = []
+        for name in sorted(self._touched - {NEW}):
+            clauses = self._clauses[name]
+            action = "replace" if clauses else "drop"
+            edits.append(_edit(action, name, "", _written(clauses), reason))
+        if NEW in self._touched:
+            new = self._clauses[NEW]
+            edits.append(_edit("add", NEW, _home_title(new[0].label), _written(new), reason))
+        if self._new_default is not None:
+            wanted = replace(self._general, default=self._new_default).text()
+            present = next((name for name, text in self._texts.items() if text == self._general.text()), None)
+            if present is None:
+                edits.append(_edit("add", NEW, "General rules", wanted, reason))
+            else:
+                edits.append(_edit("replace", present, "", wanted, reason))
+        return edits
+
+    def _home(self, label: str) -> str:
+        title = _home_title(label)
+        named = (name for name, clauses in self._clauses.items() if self._titles.get(name) == title)
+        return next((n for n in named if any(c.label == label for c in self._clauses[n])), NEW)
+
+    def _touch(self, names: Sequence[str]) -> bool:
+        touched = self._touched.union(names)
+        if len(touched) > self._max_edits:
+            return False
+        self._touched = touched
+        return True
+
+
+def _home_title(label: str) -> str:
+    return f"Further signs of {label}"
+
+
+def _written(clauses: Sequence[Clause]) -> str:
+    return "\n".join(clause.text() for clause in clauses)
+
+
+def _regraded(clause: Clause, cue: str, grade: int) -> Clause:
+    if cue not in clause.signs:
+        return clause
+    signs = {one: grade if one == cue else given for one, given in clause.signs.items()}
+    return replace(clause, signs={one: given for one, given in signs.items() if given})
+
+
+def _edit(action: str, instruction: str, title: str, text: str, reason: str) -> dict[str, str]:
+    return {"action": action, "instruction": instruction, "title": title, "text": text, "reason": reason}

@@ -91,9 +91,7 @@ class LocalFit:
         # rank by the lower end of the estimate, so that a rare cue does not beat a sure one by luck
         surest = sorted(
             (-(low), self.cues[i], float(v))
-            for i, v, low in zip(
-                present[marked], value[marked], (value - error)[marked], strict=True
-            )
+            for i, v, low in zip(present[marked], value[marked], (value - error)[marked], strict=True)
         )
         chosen: dict[str, int] = {}
         for _, cue, v in surest:

@@ -43,7 +43,6 @@ class Rulebook:
         default = general.default
         if default is None:  # a clause without signs says it too
             default = next((one.label for one in clauses if not one.signs), self.labels[self._order[0]])
-        self.default = default
         self._default = self.labels.index(default)
         self._clauses = [one for one in clauses if one.signs] or _label_words(prompt, self.labels)
         # A text's scores are one integer, 32 bits a label: summing the effects of its cues is then one `sum`,
@@ -67,9 +66,6 @@ class Rulebook:
             cue: sum(grade << (_BITS * label) for label, grade in grades.items())
             for cue, grades in best.items()
         }
-
-    def all_signs(self):
-        return self._effects
 
     def score(self, text: str) -> int:
         """The packed scores of `text`: label j's sum in bits 32·j to 32·j + 31."""

@@ -60,7 +60,9 @@ class LocalTeacher:
         try:
             text = orjson.dumps(phase(user)).decode()
         except (KeyError, ValueError) as exc:
-            return AttemptFailure("unreadable", f"the request lacks what its phase needs ({type(exc).__name__})")
+            return AttemptFailure(
+                "unreadable", f"the request lacks what its phase needs ({type(exc).__name__})"
+            )
         size = sum(len(message.content) for message in request.messages)
         return Answer(text, Usage(size // 4, len(text) // 4, estimated=True))
 

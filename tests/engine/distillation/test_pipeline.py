@@ -19,7 +19,7 @@ from engine.events import Event, Notice, StageStarted
 from engine.stopping import StopSignal
 from engine.store import load_dataset
 from engine.store.compiled import load_prompt
-from engine.types import AttemptFailure, ChatOutcome, Request
+from engine.types import Answer, AttemptFailure, ChatOutcome, Request
 from tests.support import corpus
 from tests.support.recording import Cast, cast
 
@@ -270,3 +270,30 @@ def test_shuffled_labels_are_no_gain(tmp_path: Path) -> None:
     result = compiled(tmp_path)
     found = asyncio.run(evaluate(result.run, adapters.open_student("local:")))
     assert found.compiled.macro_f1 < 0.5
+
+
+def test_c11_no_row_text_in_events_failures_or_errors(tmp_path: Path) -> None:
+    cast_ = recorded(tmp_path)
+    broken = {row["id"] for row in corpus.rows() if row["split"] == "train" and row["id"].endswith("2")}
+
+    def break_some(request: Request, outcome: ChatOutcome) -> ChatOutcome:
+        # an answer that repeats the row and is not the JSON that was asked for
+        return Answer(request.messages[-1].content) if request.id in broken else outcome
+
+    cast_.teacher.change = break_some
+    told: list[Event] = []
+    result = compiled(tmp_path, cast_.models(), emit=told.append)
+    failures = pl.read_parquet(result.run / "failures.parquet")
+    assert set(failures["id"]) == broken
+    said = repr(told) + failures.write_csv()
+    for row in corpus.rows():
+        assert next(word for word in row["text"].split() if word.startswith("ticket")) not in said
+
+
+def test_private_to_the_user(tmp_path: Path) -> None:
+    corpus.write(tmp_path)
+    result = compiled(tmp_path)
+    for root in (result.run, tmp_path / ".pld-cache"):
+        assert root.stat().st_mode & 0o777 == 0o700
+        for path in root.rglob("*"):
+            assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path

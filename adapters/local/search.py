@@ -1,0 +1,227 @@
+"""Coordinate ascent on the cases of one confusion: the resolver's search for changes that pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+from adapters.local.draft import Draft, Placed
+from adapters.local.fit import LocalFit
+
+Floats = npt.NDArray[np.float64]
+
+MAX_CHANGES = 40
+MAX_TOKENS = 1800
+"""No sign is added to instructions longer than this."""
+MIN_ROWS = 0.3
+"""A change has to gain as much as so many rows put right."""
+MIN_Z = 1.0
+"""... and so many standard deviations of its gain if each row's share had a random sign."""
+NEW_SIGN_ROWS = 0.15
+"""What a new sign has to gain beyond that: it makes the prompt longer."""
+EXCEPTION_ROWS = 2.0
+EXCEPTION_Z = 2.5
+SCREENED = 800
+"""Cues looked at in every step: those that promise most before the first one."""
+_HIDDEN_MARGIN = 1.0
+_THIRD_MARGIN = -2.0
+
+
+class Step(NamedTuple):
+    """One change of the draft. Tuples compare by gain first, then by what they are: ties never depend on chance."""
+
+    loss: float
+    kind: str
+    cue: int
+    amount: int
+    place: int
+
+
+class Search:
+    """Looks for changes that turn rows of `gold` that were called `predicted` without turning the others.
+
+    With m = score(gold) - score(predicted), a shown row is worth v * sigmoid(m): v > 0 where gold is right, v < 0
+    where predicted is. Raising m by `amount` on the rows that hold a cue (by a sign raised, added or lowered, or by an
+    exception) gains the sum of v * (sigmoid(m + amount) - sigmoid(m)) over them.
+
+    v weighs a row by what it moves macro-F1: with F1 near one half, a row put right is worth .75/n_gold +
+    .25/n_predicted and one spoilt costs .75/n_predicted + .25/n_gold, n being training rows of a label.
+
+    Rows that the request does not show are counted from the fit: those of `predicted` as if they were called gold
+    already, those of third labels as if gold stood two below their own score.
+    """
+
+    def __init__(
+        self,
+        fit: LocalFit,
+        draft: Draft,
+        gold: str,
+        predicted: str,
+        *,
+        is_gold: Sequence[bool],
+        cue_ids: Sequence[npt.NDArray[np.int32]],
+        default: str | None,
+    ) -> None:
+        self._fit, self._draft, self._gold, self._predicted = fit, draft, gold, predicted
+        g, p = fit.labels.index(gold), fit.labels.index(predicted)
+        rows = np.maximum(np.array(fit.rows, dtype=np.float64), 1.0)
+        self._right = 0.75 / rows[g] + 0.25 / rows[p]
+        wrong = 0.75 / rows[p] + 0.25 / rows[g]
+        right_rows = np.array(is_gold, dtype=bool)
+        self._values = np.where(right_rows, self._right, -wrong)
+        ends = np.cumsum([0, *map(len, cue_ids)])
+        flat = np.concatenate(cue_ids)
+        by_row = csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(cue_ids), len(fit.cues)))
+        self._held = by_row.T.tocsr()  # shape (n_cues, n_rows)
+        self._read_draft()
+        silent = by_row @ self._signs == 0
+        self._margin = self._margin + 0.5 * silent * (float(default == gold) - float(default == predicted))
+        self._silent, self._default_moves = silent, default == predicted
+
+        unseen = np.maximum(fit.counts[:, p] - self._held @ (~right_rows).astype(np.float64), 0.0)
+        third = [j for j in range(len(rows)) if j not in (g, p)]
+        third_worth = (fit.counts[:, third] * (0.75 / rows[third])).sum(axis=1)
+        self._unseen_cost = {w: wrong * unseen * _rise(_HIDDEN_MARGIN, w) for w in (1, 2, 3)}
+        self._third_cost = {w: third_worth * _rise(_THIRD_MARGIN, w) for w in (1, 2, 3)}
+        self._marks_gold = fit.counts[:, g] / rows[g] > fit.counts[:, p] / rows[p]
+        self._screen()
+
+    def _read_draft(self) -> None:
+        """Grades of every cue for the two labels, and the margin of every row, from the draft's clauses."""
+        n_cues, n_rows = self._held.shape
+        index = self._fit.index
+        self._has, self._against = np.zeros(n_cues, dtype=np.int64), np.zeros(n_cues, dtype=np.int64)
+        self._fixed = np.zeros(n_cues, dtype=bool)
+        self._signs = np.zeros(n_cues)
+        self._margin: Floats = np.zeros(n_rows)
+        self._places: list[Placed] = []
+        self._shares: list[Floats] = []
+        for place in self._draft.placed():
+            clause = place.clause
+            known = {index[cue]: grade for cue, grade in clause.signs.items() if cue in index}
+            self._signs[list(known)] = 1.0
+            if clause.label not in (self._gold, self._predicted):
+                continue
+            grades = self._has if clause.label == self._gold else self._against
+            own = np.zeros(n_cues)
+            for i, grade in known.items():
+                own[i] = max(grade - int(grades[i]), 0)  # a sign named twice counts once, at its best grade
+                grades[i] = max(grade, int(grades[i]))
+            share = self._held.T @ own
+            for cue in clause.exceptions:
+                if cue in index:
+                    share[self._held[index[cue]].indices] = 0.0
+            if clause.label == self._gold:
+                self._margin += share
+                continue
+            self._margin -= share
+            if place.instruction is None:
+                self._fixed[list(known)] = True
+            elif known:
+                self._places.append(place)
+                self._shares.append(share)
+
+    def _screen(self) -> None:
+        promising = np.flatnonzero(self._marks_gold | (self._against > 0))
+        held = self._held[promising]
+        best = np.full(len(promising), -np.inf)
+        for amount in (1, 3):
+            best = np.maximum(best, held @ self._turned(float(amount)) - self._unseen_cost[amount][promising])
+        kept = np.sort(np.argsort(-best, kind="stable")[:SCREENED])
+        self._looked_at = promising[kept]
+        self._held_there = held[kept]
+
+    def run(self) -> list[str]:
+        """Change the draft step by step; returns what was done, one short line a step."""
+        done = []
+        while len(done) < MAX_CHANGES:
+            step = next((one for one in sorted(self._steps()) if self._take(one)), None)
+            if step is None:
+                break
+            done.append(self._line(step))
+        if (
+            self._default_moves
+            and self._values[self._silent].sum() > 0
+            and self._draft.set_default(self._gold)
+        ):
+            done.append(f"texts without signs are {self._gold}")
+        return done
+
+    def _turned(self, amount: float | Floats) -> Floats:
+        """What each row gains when its margin rises by `amount`."""
+        return self._values * _rise(self._margin, amount)
+
+    def _steps(self) -> list[Step]:
+        """Every change that pays now."""
+        at, held = self._looked_at, self._held_there
+        least = MIN_ROWS * self._right
+        has, against = self._has[at], self._against[at]
+        new = has == 0
+        may_raise = self._marks_gold[at] & (~new | (self._draft.tokens() < MAX_TOKENS))
+        steps = []
+        for amount in (1, 2, 3):
+            share = self._turned(float(amount))
+            gain = held @ share - self._unseen_cost[amount][at]
+            noise = MIN_Z * np.sqrt(held @ (share * share))
+            raised = gain - self._third_cost[amount][at] - NEW_SIGN_ROWS * self._right * new
+            pays = may_raise & (raised >= least) & (raised >= noise) & (has + amount <= 3)
+            steps += [Step(-float(raised[i]), "raise", int(at[i]), amount, -1) for i in np.flatnonzero(pays)]
+            pays = (gain >= 0.5 * least) & (gain >= noise) & (against >= amount) & ~self._fixed[at]
+            steps += [Step(-float(gain[i]), "lower", int(at[i]), amount, -1) for i in np.flatnonzero(pays)]
+        return steps + self._exceptions()
+
+    def _exceptions(self) -> list[Step]:
+        at, held = self._looked_at, self._held_there
+        steps = []
+        for place, share in enumerate(self._shares):
+            gained = self._turned(share)
+            gain = held @ gained - self._unseen_cost[1][at]
+            noise = EXCEPTION_Z * np.sqrt(held @ (gained * gained))
+            pays = (gain >= EXCEPTION_ROWS * self._right) & (gain >= noise) & (self._against[at] == 0)
+            steps += [Step(-float(gain[i]), "silence", int(at[i]), 0, place) for i in np.flatnonzero(pays)]
+        return steps
+
+    def _take(self, step: Step) -> bool:
+        """Make the change; False where it would touch too many instructions."""
+        i, cue = step.cue, self._fit.cues[step.cue]
+        present = self._held[i].indices
+        if step.kind == "silence":
+            if not self._draft.add_exception(self._places[step.place], cue):
+                return False
+            self._margin[present] += self._shares[step.place][present]
+            self._shares[step.place][present] = 0.0
+            return True
+        label, grades, change = (
+            (self._gold, self._has, step.amount)
+            if step.kind == "raise"
+            else (self._predicted, self._against, -step.amount)
+        )
+        if not self._draft.set_grade(label, cue, int(grades[i]) + change):
+            return False
+        grades[i] += change
+        self._margin[present] += step.amount
+        if step.kind == "raise":
+            self._silent[present] = False
+        return True
+
+    def _line(self, step: Step) -> str:
+        cue = self._fit.cues[step.cue]
+        if step.kind == "silence":
+            return f'"{cue}" is an exception from {self._places[step.place].instruction}'
+        if step.kind == "raise":
+            return f'"{cue}" counts {self._has[step.cue]} for {self._gold}'
+        return f'"{cue}" counts {self._against[step.cue]} for {self._predicted}'
+
+
+def _rise(margin: float | Floats, amount: float | Floats) -> Floats:
+    """How much the logistic function rises from `margin` to `margin + amount`."""
+    rise: Floats = _sigmoid(margin + amount) - _sigmoid(margin)
+    return rise
+
+
+def _sigmoid(x: float | Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(x, dtype=np.float64))))
