@@ -4,6 +4,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY engine engine
 COPY adapters adapters
 COPY bench bench
+COPY examples examples
 RUN pip install --no-cache-dir --prefix=/install .
 
 FROM python:3.13-slim

@@ -3,7 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test test-slow test-vllm lint clean
+.PHONY: demo test test-slow test-vllm lint clean
+
+demo: $(STAMP)
+	$(BIN)/pld demo
 
 test: $(STAMP) lint
 	$(BIN)/pytest -q -n 2 -m "not slow and not vllm"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.cli import classify, compile_, evaluate
+from adapters.cli import classify, compile_, demo, evaluate
 
 app = typer.Typer(
     name="pld",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("compile")(compile_.compile_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("classify")(classify.classify_command)
+app.command("demo")(demo.demo_command)
 
 
 def _version(wanted: bool) -> None:

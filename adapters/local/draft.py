@@ -25,9 +25,9 @@ class Placed:
 class Draft:
     """The instructions of one resolution request.
 
-    Only instructions that consist of clauses alone are edited: rewriting any other would lose its prose. At most
-    `max_edits` instructions are touched. New signs of a label go where it collects them: the instruction titled
-    "Further signs of LABEL", which is added when needed.
+    Only instructions that consist of clauses alone are edited: rewriting any other would lose its prose. At
+    most `max_edits` instructions are touched. New signs of a label go into the instruction titled "Further
+    signs of LABEL", which is added when needed.
     """
 
     def __init__(self, instructions: Sequence[Fenced], reader: Reader, max_edits: int) -> None:
@@ -69,7 +69,10 @@ class Draft:
         ]
 
     def set_grade(self, label: str, cue: str, grade: int) -> bool:
-        """Give a sign of `label` another grade (0 removes it), or add it; False where that is one edit too many."""
+        """Give a sign of `label` another grade (0 removes it), or add it.
+
+        Returns False, and changes nothing, where that would be one edit too many.
+        """
         holders = [
             name
             for name, clauses in self._clauses.items()
@@ -97,7 +100,7 @@ class Draft:
         return True
 
     def add_exception(self, place: Placed, cue: str) -> bool:
-        """Let `cue` silence a clause; False where that is one edit too many, or the clause cannot be edited."""
+        """Let `cue` silence a clause; False where it cannot be edited or that is one edit too many."""
         if place.instruction is None or not self._touch([place.instruction]):
             return False
         clauses = self._clauses[place.instruction]

@@ -17,8 +17,8 @@ from engine.types import Embedding, EmbedOutcome, FloatVector, Usage
 class LocalEmbedder:
     """An `Embedder` for rules. Vectors have `fit.dim` dimensions.
 
-    A rule in the local teacher's words is placed by its signs, any other text by the known cues in it. What holds
-    no known cue gets the last axis for itself, so that such rules are alike and unlike all others.
+    A rule in the local teacher's words is placed by its signs, any other text by the known cues in it. What
+    holds no known cue gets the last axis for itself, so that such rules are alike and unlike all others.
     """
 
     max_batch = 512
@@ -49,7 +49,8 @@ class LocalEmbedder:
         if known:
             weights = sign_weights(len(known)) if signs else np.ones(len(known))
             place[:-1] = weights @ self._fit.axes[known]
-        norm = np.linalg.norm(place)
+        norm = float(np.linalg.norm(place))
         if norm < 1e-6:
-            place[:], place[-1], norm = 0.0, 1.0, 1.0
+            place[:] = 0.0
+            place[-1] = norm = 1.0
         return (place / norm).astype(np.float32)

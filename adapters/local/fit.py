@@ -25,24 +25,25 @@ from engine.types import FloatVector, Sample
 FORMAT = 1
 FIT_FILE = "local.json"
 MAX_DIMENSIONS = 48
+"""The longest vector. More axes tell every single sign apart: dozens of clusters, each of a few rules."""
 CUES_PER_RULE = 3
 MARKED_Z = 2.6
 """A cue marks a label when its log-odds lie this many standard errors above zero."""
 KEPT_Z = 1.0
 """Cues below this for every label are not kept: nothing will ever ask for them."""
-_MIN_ROWS = 3
+_MIN_ROWS = 3  # a cue of fewer rows is a detail of them
 _MAX_CUES = 20_000
-_RANK_DECAY = 0.6
-_STRONG, _CLEAR = 2.2, 1.2
+_RANK_DECAY = 0.6  # a rule is about its first sign: equal weights would chain topics together
+_STRONG, _CLEAR = 2.2, 1.2  # log-odds
 
 
 @dataclass(frozen=True)
 class LocalFit:
     """Counts of a training corpus.
 
-    `rows[j]` training rows have label `labels[j]`, and `counts[i, j]` of them hold `cues[i]`; `counts` has shape
-    (n_cues, n_labels), int64. `axes`, shape (n_axes, dim) float32, maps the signs `axis_cues` of a rule to the
-    vector space. `default` is the commonest label of rows in which nothing is marked.
+    `rows[j]` training rows have label `labels[j]`, and `counts[i, j]` of them hold `cues[i]`; `counts` has
+    shape (n_cues, n_labels), int64. `axes`, shape (n_axis_cues, n_axes) float32, maps the signs `axis_cues` of
+    a rule to the vector space. `default` is the commonest label of rows in which nothing is marked.
     """
 
     labels: tuple[str, ...]
@@ -164,15 +165,17 @@ def sign_weights(count: int) -> npt.NDArray[np.float64]:
 def fit_local(train: Sequence[Sample], labels: Sequence[str], seed: int, dimensions: int) -> LocalFit:
     """Count cues in training rows and fit the vector space of the rules that will be drawn from them.
 
-    `dimensions` bounds the length of the vectors (as do 128 and the rank). Rows are taken in the order of their
-    ids, so their order does not matter. Memory and time are linear in the total number of cues. Raises
-    `ModelError` where there are no rows.
+    `dimensions` bounds the length of the vectors, as `MAX_DIMENSIONS` and the rank do. Rows are taken in the
+    order of their ids, so theirs does not matter. Memory and time are linear in the total number of cues.
+    Raises `ModelError` where there are no rows, or a row has a label that is not in `labels`.
     """
     if not train:
         raise ModelError("the local models need training rows to be fitted on")
     rows = sorted(train, key=lambda sample: sample.id)
     names = tuple(labels)
     position = {label: j for j, label in enumerate(names)}
+    if unknown := sorted({sample.label for sample in rows} - set(names)):
+        raise ModelError(f"training rows have labels that are not in the label set: {', '.join(unknown)}")
     gold = np.array([position[sample.label] for sample in rows], dtype=np.int64)
     cues, held = _vocabulary([sample.text for sample in rows])
     sizes = np.bincount(gold, minlength=len(names))

@@ -56,8 +56,8 @@ class General:
     def text(self) -> str:
         """The sentences, one a line."""
         parts = [
-            "A strong sign counts three, a clear sign two, a weak sign one. Count each sign once for its label;"
-            " the label with the highest sum wins."
+            "A strong sign counts three, a clear sign two, a weak sign one. Count each sign once for its"
+            " label; the label with the highest sum wins."
         ]
         if len(self.preference) > 1:
             parts.append(f"Where signs are equally strong, prefer {', then '.join(self.preference)}.")

@@ -1,4 +1,4 @@
-"""Conflict resolution by the local teacher: which signs, grades and exceptions would have told the cases apart."""
+"""Conflict resolution by the local teacher: which signs and exceptions would tell the cases apart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEPT_TEXTS = 65_536
 
 
 class Resolver:
-    """Answers the schema resolution. Keeps the cues of the texts it saw last, as rounds show the same ones again."""
+    """Answers the schema resolution. Remembers the cues of texts, as each round shows the same ones again."""
 
     def __init__(self, fit: LocalFit) -> None:
         self._fit = fit

@@ -27,12 +27,13 @@ EXCEPTION_ROWS = 2.0
 EXCEPTION_Z = 2.5
 SCREENED = 800
 """Cues looked at in every step: those that promise most before the first one."""
+# where rows that are not shown are taken to stand
 _HIDDEN_MARGIN = 1.0
 _THIRD_MARGIN = -2.0
 
 
 class Step(NamedTuple):
-    """One change of the draft. Tuples compare by gain first, then by what they are: ties never depend on chance."""
+    """One change of the draft. Sorted by gain first, then by what it is: ties never depend on chance."""
 
     loss: float
     kind: str
@@ -44,15 +45,15 @@ class Step(NamedTuple):
 class Search:
     """Looks for changes that turn rows of `gold` that were called `predicted` without turning the others.
 
-    With m = score(gold) - score(predicted), a shown row is worth v * sigmoid(m): v > 0 where gold is right, v < 0
-    where predicted is. Raising m by `amount` on the rows that hold a cue (by a sign raised, added or lowered, or by an
-    exception) gains the sum of v * (sigmoid(m + amount) - sigmoid(m)) over them.
+    With m = score(gold) - score(predicted), a shown row is worth v * sigmoid(m): v > 0 where gold is right,
+    v < 0 where predicted is. Raising m by `amount` on the rows that hold a cue (by a sign raised, added or
+    lowered, or by an exception) gains the sum of v * (sigmoid(m + amount) - sigmoid(m)) over them.
 
     v weighs a row by what it moves macro-F1: with F1 near one half, a row put right is worth .75/n_gold +
     .25/n_predicted and one spoilt costs .75/n_predicted + .25/n_gold, n being training rows of a label.
 
-    Rows that the request does not show are counted from the fit: those of `predicted` as if they were called gold
-    already, those of third labels as if gold stood two below their own score.
+    Rows that the request does not show are counted from the fit: those of `predicted` as if they were called
+    gold already, those of third labels as if gold stood two below their own score.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Search:
         self._held = by_row.T.tocsr()  # shape (n_cues, n_rows)
         self._read_draft()
         silent = by_row @ self._signs == 0
-        self._margin = self._margin + 0.5 * silent * (float(default == gold) - float(default == predicted))
+        self._margin += 0.5 * silent * (float(default == gold) - float(default == predicted))
         self._silent, self._default_moves = silent, default == predicted
 
         unseen = np.maximum(fit.counts[:, p] - self._held @ (~right_rows).astype(np.float64), 0.0)
@@ -91,13 +92,13 @@ class Search:
         self._screen()
 
     def _read_draft(self) -> None:
-        """Grades of every cue for the two labels, and the margin of every row, from the draft's clauses."""
+        """Grades of every cue for the two labels and the margin of every row, from the draft's clauses."""
         n_cues, n_rows = self._held.shape
         index = self._fit.index
         self._has, self._against = np.zeros(n_cues, dtype=np.int64), np.zeros(n_cues, dtype=np.int64)
         self._fixed = np.zeros(n_cues, dtype=bool)
         self._signs = np.zeros(n_cues)
-        self._margin: Floats = np.zeros(n_rows)
+        self._margin = np.zeros(n_rows)
         self._places: list[Placed] = []
         self._shares: list[Floats] = []
         for place in self._draft.placed():
@@ -137,9 +138,10 @@ class Search:
 
     def run(self) -> list[str]:
         """Change the draft step by step; returns what was done, one short line a step."""
-        done = []
+        done: list[str] = []
         while len(done) < MAX_CHANGES:
-            step = next((one for one in sorted(self._steps()) if self._take(one)), None)
+            # exceptions make a rule harder to read: only what no sign can do is left to them
+            step = self._first(self._steps()) or self._first(self._exceptions())
             if step is None:
                 break
             done.append(self._line(step))
@@ -151,12 +153,16 @@ class Search:
             done.append(f"texts without signs are {self._gold}")
         return done
 
+    def _first(self, steps: list[Step]) -> Step | None:
+        """Take the best of `steps` that can be taken."""
+        return next((step for step in sorted(steps) if self._take(step)), None)
+
     def _turned(self, amount: float | Floats) -> Floats:
         """What each row gains when its margin rises by `amount`."""
         return self._values * _rise(self._margin, amount)
 
     def _steps(self) -> list[Step]:
-        """Every change that pays now."""
+        """Every change of a sign that pays now."""
         at, held = self._looked_at, self._held_there
         least = MIN_ROWS * self._right
         has, against = self._has[at], self._against[at]
@@ -172,13 +178,16 @@ class Search:
             steps += [Step(-float(raised[i]), "raise", int(at[i]), amount, -1) for i in np.flatnonzero(pays)]
             pays = (gain >= 0.5 * least) & (gain >= noise) & (against >= amount) & ~self._fixed[at]
             steps += [Step(-float(gain[i]), "lower", int(at[i]), amount, -1) for i in np.flatnonzero(pays)]
-        return steps + self._exceptions()
+        return steps
 
     def _exceptions(self) -> list[Step]:
+        """Every exception that pays now."""
         at, held = self._looked_at, self._held_there
         steps = []
         for place, share in enumerate(self._shares):
             gained = self._turned(share)
+            if np.maximum(gained, 0.0).sum() < EXCEPTION_ROWS * self._right:
+                continue  # not even all of its rows together are worth an exception
             gain = held @ gained - self._unseen_cost[1][at]
             noise = EXCEPTION_Z * np.sqrt(held @ (gained * gained))
             pays = (gain >= EXCEPTION_ROWS * self._right) & (gain >= noise) & (self._against[at] == 0)
@@ -219,9 +228,6 @@ class Search:
 
 def _rise(margin: float | Floats, amount: float | Floats) -> Floats:
     """How much the logistic function rises from `margin` to `margin + amount`."""
-    rise: Floats = _sigmoid(margin + amount) - _sigmoid(margin)
+    now, then = np.asarray(margin), np.asarray(margin + amount)
+    rise: Floats = 1.0 / (1.0 + np.exp(-then)) - 1.0 / (1.0 + np.exp(-now))
     return rise
-
-
-def _sigmoid(x: float | Floats) -> Floats:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(x, dtype=np.float64))))

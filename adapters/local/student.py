@@ -29,8 +29,8 @@ class Rulebook:
 
     Every matched cue adds its grade to its label, once, at its best grade among the clauses that no exception
     silences. Where a prompt has no clause that can be read, the words of the labels and of their meanings are
-    weak signs. The highest sum wins; the order of preference, then that of the labels, settles draws; a text without
-    signs gets the default label.
+    weak signs. The highest sum wins; the order of preference, then that of the labels, settles draws; a text
+    without signs gets the default label.
     """
 
     def __init__(self, prompt: str, labels: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ class Rulebook:
 
 def _label_words(prompt: str, labels: Sequence[str]) -> list[Clause]:
     """A clause for each label with the words of its name and of its meaning, where the prompt gives one."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for line in _LABEL_LINE.findall(prompt):
         label, _, meaning = line.partition(": ")
         meanings.setdefault(label, meaning)

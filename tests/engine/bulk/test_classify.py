@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -353,48 +354,43 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, rows: Path, monkeypatch:
 # --- flow -------------------------------------------------------------------------------------------
 
 
-def test_parts_overlap_and_only_a_few_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slowest row of the first part holds up nobody until four parts are open."""
+async def hops(n: int, until: Callable[[], bool] = lambda: False) -> None:
+    """Let everybody go on, threads included, for a while or until something holds."""
+    for _ in range(n):
+        if until():
+            return
+        await asyncio.to_thread(int)
+
+
+def test_the_slowest_row_of_a_part_does_not_hold_up_the_next_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stream, "_OPEN_ROWS", 1)
     path = write_ndjson(tmp_path / "rows.ndjson", [f"row {n}" for n in range(200)])
-    enough = asyncio.Event()
-    at_release = []
-
-    def hold(text: str) -> Any:
-        if len(student.seen) > 35:
-            enough.set()
-        return wait() if text == "row 0" else None
+    seen_by_then = []
 
     async def wait() -> None:
-        await enough.wait()
-        for _ in range(500):
-            await asyncio.sleep(0)
-        at_release.append(len(student.seen))
+        await hops(500, lambda: len(student.seen) == 200)
+        seen_by_then.append(len(student.seen))
 
-    student = Student(on_request=hold)
-    result = run(path, tmp_path / "out", student, part_rows=10)
-    # parts 1 to 3 are written meanwhile and make room for others; part 0 keeps its place
-    assert result.rows == 200
-    assert at_release[0] > 35
+    student = Student(on_request=lambda text: wait() if text == "row 0" else None)
+    assert run(path, tmp_path / "out", student, part_rows=10).rows == 200
+    assert seen_by_then == [200], "the other parts were finished one after the other meanwhile"
 
 
-def test_open_parts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_parts_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a slow row in each part, the student sees four parts and no more."""
     monkeypatch.setattr(stream, "_OPEN_ROWS", 1)
     path = write_ndjson(tmp_path / "rows.ndjson", [f"row {n}" for n in range(200)])
     seen_by_then = []
 
-    def hold(text: str) -> Any:
-        return wait() if int(text.split()[1]) % 10 == 0 else None
-
     async def wait() -> None:
-        for _ in range(1000):
-            await asyncio.sleep(0)
+        await hops(300)
         seen_by_then.append(len(student.seen))
 
-    student = Student(on_request=hold)
+    student = Student(on_request=lambda text: wait() if text.endswith("0") else None)
     run(path, tmp_path / "out", student, part_rows=10)
-    assert seen_by_then[0] <= 40
+    assert seen_by_then[0] == 40
 
 
 def test_progress_counts_rows_that_are_on_disk(tmp_path: Path, rows: Path) -> None:

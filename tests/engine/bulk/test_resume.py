@@ -113,7 +113,8 @@ def test_a_stop_before_the_start_begins_nothing(tmp_path: Path) -> None:
 
 def test_what_a_kill_leaves_is_cleared_up(tmp_path: Path) -> None:
     """A part written but not in the manifest, journals of finished parts, half-written files."""
-    path = write_ndjson(tmp_path / "rows.ndjson", TEXTS)
+    texts = [*TEXTS[:90], *(f"comment {n}" for n in range(90, 120))]  # the last part has no failures
+    path = write_ndjson(tmp_path / "rows.ndjson", texts)
     out = tmp_path / "out"
     run(path, tmp_path / "whole", Student(), part_rows=30)
     student = Student()
