@@ -42,8 +42,8 @@ class LocalFit:
     """Counts of a training corpus.
 
     `rows[j]` training rows have label `labels[j]`, and `counts[i, j]` of them hold `cues[i]`; `counts` has
-    shape (n_cues, n_labels), int64. `axes`, shape (n_axis_cues, n_axes) float32, maps the signs `axis_cues` of
-    a rule to the vector space. `default` is the commonest label of rows in which nothing is marked.
+    shape (n_cues, n_labels), int64. `axes`, shape (n_axis_cues, n_axes) float32, maps the signs `axis_cues`
+    of a rule to the vector space. `default` is the commonest label of rows in which nothing is marked.
     """
 
     labels: tuple[str, ...]

@@ -12,6 +12,7 @@ from adapters.local.draft import Draft
 from adapters.local.fit import LocalFit
 from adapters.local.language import Reader
 from adapters.local.search import Search
+from adapters.local.student import Rulebook
 from adapters.local.text import cues_of
 from engine.fences import read_all, read_one
 
@@ -45,7 +46,7 @@ class Resolver:
             predicted,
             is_gold=[case.attributes["label"] == gold for case in cases],
             cue_ids=[self._cue_ids(case.text) for case in cases],
-            default=self._reader.general(draft.text).default,
+            default=Rulebook(draft.text, self._fit.labels).default,
         )
         changes: Sequence[str] = search.run() if cases else []
         analysis = "; ".join(changes) if changes else "The failures cannot be told from the successes."

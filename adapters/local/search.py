@@ -65,7 +65,7 @@ class Search:
         *,
         is_gold: Sequence[bool],
         cue_ids: Sequence[npt.NDArray[np.int32]],
-        default: str | None,
+        default: str,
     ) -> None:
         self._fit, self._draft, self._gold, self._predicted = fit, draft, gold, predicted
         g, p = fit.labels.index(gold), fit.labels.index(predicted)
@@ -159,7 +159,8 @@ class Search:
 
     def _turned(self, amount: float | Floats) -> Floats:
         """What each row gains when its margin rises by `amount`."""
-        return self._values * _rise(self._margin, amount)
+        gained: Floats = self._values * _rise(self._margin, amount)
+        return gained
 
     def _steps(self) -> list[Step]:
         """Every change of a sign that pays now."""

@@ -43,7 +43,7 @@ class Rulebook:
         default = general.default
         if default is None:  # a clause without signs says it too
             default = next((one.label for one in clauses if not one.signs), self.labels[self._order[0]])
-        self._default = self.labels.index(default)
+        self.default = default
         self._clauses = [one for one in clauses if one.signs] or _label_words(prompt, self.labels)
         # A text's scores are one integer, 32 bits a label: summing the effects of its cues is then one `sum`,
         # and equal scores are one dictionary key.
@@ -96,10 +96,10 @@ class Rulebook:
         """The label that packed scores speak for, and the natural logarithm of their softmax."""
         scores = [packed >> (_BITS * j) & _MASK for j in range(len(self.labels))]
         top = max(scores)
-        winner = next(j for j in self._order if scores[j] == top) if top else self._default
+        label = self.labels[next(j for j in self._order if scores[j] == top)] if top else self.default
         values = np.array(scores, dtype=np.float64) - top
         values -= np.log(np.exp(values).sum())
-        return self.labels[winner], dict(zip(self.labels, values.tolist(), strict=True))
+        return label, dict(zip(self.labels, values.tolist(), strict=True))
 
 
 def _label_words(prompt: str, labels: Sequence[str]) -> list[Clause]:

@@ -73,7 +73,7 @@ class Feeder(Generic[QuestionT, ReplyT]):
         # a slow source must not hold back what it has already given: one task waits for it, one admits
         pulled: asyncio.Queue[QuestionT | None] = asyncio.Queue(self._stream.chunk)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._pull_async(source, pulled))
+            pulling = group.create_task(self._pull_async(source, pulled))
             more = True
             while more:
                 if pulled.empty():
@@ -89,21 +89,26 @@ class Feeder(Generic[QuestionT, ReplyT]):
                 more = request is not None
                 await self._wait_for_room()
                 await self._admit(chunk)
+        # only now: told earlier, the dispatcher could end with a chunk still in hand
+        self.error = pulling.result()
+        self.exhausted = self.error is None
 
     async def _pull_async(
         self, source: AsyncIterable[QuestionT], pulled: asyncio.Queue[QuestionT | None]
-    ) -> None:
+    ) -> Exception | None:
+        """Returns the error of the iterable, None where it has ended."""
+        error: Exception | None = None
         iterator = aiter(source)
         try:
             async for request in iterator:
                 await pulled.put(request)
-            self.exhausted = True
         except Exception as exc:  # noqa: BLE001 - raised to the consumer after what came before it
-            self.error = exc
+            error = exc
         finally:
             if (close := getattr(iterator, "aclose", None)) is not None:
                 await close()
         await pulled.put(None)
+        return error
 
     async def _wait_for_room(self) -> None:
         self.blocked = True

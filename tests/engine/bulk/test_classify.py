@@ -370,7 +370,7 @@ def test_the_slowest_row_of_a_part_does_not_hold_up_the_next_parts(
     seen_by_then = []
 
     async def wait() -> None:
-        await hops(500, lambda: len(student.seen) == 200)
+        await hops(20_000, lambda: len(student.seen) == 200)
         seen_by_then.append(len(student.seen))
 
     student = Student(on_request=lambda text: wait() if text == "row 0" else None)
@@ -385,6 +385,7 @@ def test_only_a_few_parts_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen_by_then = []
 
     async def wait() -> None:
+        await hops(20_000, lambda: len(student.seen) >= 40)
         await hops(300)
         seen_by_then.append(len(student.seen))
 
