@@ -16,6 +16,11 @@ ChatRole: TypeAlias = Literal["teacher", "synthesizer", "resolver", "student"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def can_be_label(label: str) -> bool:
+    """Whether a label can stand in a prompt: a line without quotes, angle brackets or surrounding space."""
+    return bool(label) and label == label.strip() and not any(c in label for c in "\n\r\t\"'`<>")
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -51,7 +56,7 @@ class TaskConfig(_Table):
         if len(self.labels) < 2:
             raise ValueError("labels: at least two labels are needed, there is nothing to decide")
         for label in self.labels:
-            if not label.strip() or label != label.strip() or any(c in label for c in "\n\r\t\"'`<>"):
+            if not can_be_label(label):
                 raise ValueError(
                     f"labels: {label!r} cannot be a label: use a non-empty line without quotes, "
                     "angle brackets or surrounding space"

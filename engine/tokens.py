@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+
+from engine.types import Request
 
 # Byte-pair vocabularies seldom split a run of six word characters and give each mark a token of its own.
 _PIECE = re.compile(r"\w{1,6}|[^\w\s]")
 _LONG = 2000
+_AROUND_A_TEXT = 16  # what chat templates put around a message, at most
 
 
 def estimate_tokens(text: str) -> int:
@@ -32,6 +35,19 @@ def most_tokens(text: str) -> int:
 @lru_cache(maxsize=256)
 def _bytes_long(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+def billed_texts(request: Request) -> Iterator[str]:
+    """Every text of a chat request that may be billed as input: messages, schema and choices."""
+    yield from (message.content for message in request.messages)
+    if request.schema is not None:
+        yield repr(request.schema.json_schema)
+    yield from request.choices
+
+
+def input_tokens(texts: Iterable[str], count: Callable[[str], int] = estimate_tokens) -> int:
+    """What the texts of one request are as input by `count`, with what stands around each of them."""
+    return sum(count(text) + _AROUND_A_TEXT for text in texts)
 
 
 class EstimatedTokenCounter:

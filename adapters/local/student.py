@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -44,11 +44,18 @@ class Rulebook:
         if default is None:  # a clause without signs says it too
             default = next((one.label for one in clauses if not one.signs), self.labels[self._order[0]])
         self.default = default
-        self._clauses = [one for one in clauses if one.signs] or _label_words(prompt, self.labels)
+        clauses = [one for one in clauses if one.signs] or _label_words(prompt, self.labels)
+        self._uses: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        self._silences: dict[str, list[int]] = defaultdict(list)
+        for number, one in enumerate(clauses):
+            for cue, grade in one.signs.items():
+                self._uses[cue].append((number, self.labels.index(one.label), grade))
+            for cue in one.exceptions:
+                self._silences[cue].append(number)
         # A text's scores are one integer, 32 bits a label: summing the effects of its cues is then one `sum`,
         # and equal scores are one dictionary key.
-        self._effects = self._packed(self._clauses)
-        self._exceptions = frozenset(cue for one in self._clauses for cue in one.exceptions)
+        self._effects = {cue: self._effect(cue, ()) for cue in self._uses}
+        self._exceptions = frozenset(self._silences)
         cues = self._exceptions.union(self._effects)
         self._words = frozenset(cue for cue in cues if " " not in cue)
         self._phrases = cues - self._words
@@ -56,25 +63,22 @@ class Rulebook:
         self._openings = frozenset(cue.partition(" ")[0] for cue in self._phrases)
         self.decide = lru_cache(maxsize=4096)(self._decide)
 
-    def _packed(self, clauses: Sequence[Clause]) -> dict[str, int]:
-        best: dict[str, dict[int, int]] = defaultdict(dict)
-        for clause in clauses:
-            label = self.labels.index(clause.label)
-            for cue, grade in clause.signs.items():
-                best[cue][label] = max(grade, best[cue].get(label, 0))
-        return {
-            cue: sum(grade << (_BITS * label) for label, grade in grades.items())
-            for cue, grades in best.items()
-        }
+    def _effect(self, cue: str, silenced: Container[int]) -> int:
+        """What a matched cue adds to the packed scores while some clauses are silenced."""
+        best: dict[int, int] = {}
+        for number, label, grade in self._uses[cue]:
+            if number not in silenced:
+                best[label] = max(grade, best.get(label, 0))
+        return sum(grade << (_BITS * label) for label, grade in best.items())
 
     def score(self, text: str) -> int:
         """The packed scores of `text`: label j's sum in bits 32·j to 32·j + 31."""
         found = self._found(tokenize(text))
-        effects = self._effects
-        if not self._exceptions.isdisjoint(found):
-            effects = self._packed([one for one in self._clauses if found.isdisjoint(one.exceptions)])
-            return sum([effects.get(cue, 0) for cue in found])
-        return sum([effects[cue] for cue in found if cue in effects])
+        if self._exceptions.isdisjoint(found):
+            effects = self._effects
+            return sum([effects[cue] for cue in found])
+        silenced = {number for cue in found & self._exceptions for number in self._silences[cue]}
+        return sum([self._effect(cue, silenced) for cue in found if cue in self._effects])
 
     def _found(self, tokens: list[str]) -> set[str]:
         """The prompt's cues that stand in a text."""

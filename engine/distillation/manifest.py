@@ -15,6 +15,7 @@ from engine.store import Dataset, RunDirectory
 from engine.store.rundir import MANIFEST
 
 FORMAT = 1
+KIND = "compilation"
 ROLES = ("teacher", "synthesizer", "resolver", "embedder", "student")
 _PACKAGES = ("pld-engine", "numpy", "faiss-cpu", "scikit-learn", "polars")
 
@@ -66,6 +67,7 @@ class Manifest:
         """The document as it stands."""
         return {
             "format": FORMAT,
+            "kind": KIND,
             "state": state,
             "recipe": self._recipe,
             "task": self._config.task.name,
@@ -123,6 +125,8 @@ def load_run_config(run: RunDirectory) -> Config:
 
 def _read(run: RunDirectory) -> dict[str, Any]:
     document = run.read_manifest()
+    if document.get("kind") != KIND:
+        raise RunError(f"{run.path}: holds no compilation; choose another directory")
     found = document.get("format")
     if found != FORMAT:
         raise RunError(f"{run.path / MANIFEST}: format {found!r} is not known to this version ({FORMAT})")

@@ -44,6 +44,20 @@ class Resolution:
     failures: tuple[Failure, ...]
 
 
+class ResolutionRequests:
+    """Renders the resolver's request for one confusion: the present instructions, then the cases."""
+
+    def __init__(self, context: TaskContext, max_edits: int) -> None:
+        system = render("resolution_system", context=context.text, max_edits=str(max_edits))
+        self._system = Message("system", system)
+        self._schema = schema_of(ResolutionAnswer)
+
+    def __call__(self, name: str, prompt: CompiledPrompt, confusion: Confusion) -> Request:
+        shown = block("prompt", instruction_blocks(prompt.all_instructions()))
+        user = render("resolution_user", prompt=shown, cases=confusion.rendered())
+        return Request(name, (self._system, Message("user", user)), MAX_OUTPUT_TOKENS, self._schema)
+
+
 class Resolver:
     """One closed loop.
 
@@ -76,9 +90,7 @@ class Resolver:
         self._write_round = write_round
         self._tell = tell
         self._gate = AcceptanceGate(config.floors, config.max_prompt_tokens)
-        system = render("resolution_system", context=context.text, max_edits=str(config.max_edits))
-        self._system = Message("system", system)
-        self._schema = schema_of(ResolutionAnswer)
+        self._requests = ResolutionRequests(context, config.max_edits)
         self._failures: list[Failure] = []
 
     async def run(self, start: CompiledPrompt) -> Resolution:
@@ -166,11 +178,9 @@ class Resolver:
 
     async def _ask(self, prompt: CompiledPrompt, confusions: dict[str, Confusion]) -> Asked[ResolutionAnswer]:
         known = [one.id for one in prompt.all_instructions()]
-        shown = block("prompt", instruction_blocks(prompt.all_instructions()))
 
         def make(name: str) -> Request:
-            user = render("resolution_user", prompt=shown, cases=confusions[name].rendered())
-            return Request(name, (self._system, Message("user", user)), MAX_OUTPUT_TOKENS, self._schema)
+            return self._requests(name, prompt, confusions[name])
 
         def check(_name: str, answer: ResolutionAnswer) -> list[str]:
             return edit_findings(answer.edits, known, self._config.max_edits)

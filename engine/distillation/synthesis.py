@@ -29,6 +29,19 @@ class Synthesis:
     failures: tuple[Failure, ...]
 
 
+class SynthesisRequests:
+    """Renders the synthesizer's request for one cluster; its rules may fill `max_rule_tokens`."""
+
+    def __init__(self, context: TaskContext, max_rule_tokens: int) -> None:
+        self._system = Message("system", render("synthesis_system", context=context.text))
+        self._schema = schema_of(SynthesisAnswer)
+        self._max_rule_tokens = max_rule_tokens
+
+    def __call__(self, name: str, rules: Sequence[MicroRule]) -> Request:
+        shown = render("synthesis_user", rules=_rules_block(rules, self._max_rule_tokens))
+        return Request(name, (self._system, Message("user", shown)), MAX_OUTPUT_TOKENS, self._schema)
+
+
 async def synthesize(
     lane: Lane[Request, Answer],
     clusters: Mapping[int, Sequence[MicroRule]],
@@ -45,13 +58,10 @@ async def synthesize(
     """
     order = sorted(clusters, key=lambda number: (-len(clusters[number]), number))
     names = {f"cluster-{number}": number for number in order}
-    system = Message("system", render("synthesis_system", context=context.text))
-    schema = schema_of(SynthesisAnswer)
-    room = max_input_tokens // 2
+    requests = SynthesisRequests(context, max_input_tokens // 2)
 
     def make(name: str) -> Request:
-        shown = render("synthesis_user", rules=_rules_block(clusters[names[name]], room))
-        return Request(name, (system, Message("user", shown)), MAX_OUTPUT_TOKENS, schema)
+        return requests(name, clusters[names[name]])
 
     asked = await ask(lane, list(names), make, SynthesisAnswer, stage=STAGE, check=_not_empty, again=again)
     instructions = tuple(
@@ -80,21 +90,26 @@ async def write_general_rules(
     `rows_per_label` counts training rows: the default label is a matter of how common labels are.
     It traces to every rule behind the instructions that it orders.
     """
+    request = general_request(prompt, context, rows_per_label)
+    name = request.id
+    asked = await ask(lane, [name], lambda _: request, GeneralAnswer, stage=STAGE, check=_not_empty)
+    if name in asked.failures:
+        return asked.failures[name]
+    behind = sorted({rule for one in prompt.instructions for rule in one.rule_ids})
+    return Instruction(GENERAL_ID, asked.answers[name].instruction.strip(), rule_ids=tuple(behind))
+
+
+def general_request(
+    prompt: CompiledPrompt, context: TaskContext, rows_per_label: Mapping[str, int]
+) -> Request:
+    """The request for the general rules ahead of `prompt`'s instructions."""
     system = Message("system", render("general_system", context=context.text))
     shown = block("instructions", instruction_blocks(prompt.instructions))
     counts = "\n".join(
         fence("label", "", name=label, rows=rows_per_label.get(label, 0)) for label in context.labels
     )
-
-    def make(name: str) -> Request:
-        user = Message("user", render("general_user", labels=counts, instructions=shown))
-        return Request(name, (system, user), MAX_OUTPUT_TOKENS, schema_of(GeneralAnswer))
-
-    asked = await ask(lane, ["general"], make, GeneralAnswer, stage=STAGE, check=_not_empty)
-    if "general" in asked.failures:
-        return asked.failures["general"]
-    behind = sorted({rule for one in prompt.instructions for rule in one.rule_ids})
-    return Instruction(GENERAL_ID, asked.answers["general"].instruction.strip(), rule_ids=tuple(behind))
+    user = Message("user", render("general_user", labels=counts, instructions=shown))
+    return Request("general", (system, user), MAX_OUTPUT_TOKENS, schema_of(GeneralAnswer))
 
 
 def _rules_block(rules: Sequence[MicroRule], max_tokens: int) -> str:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from engine.ports import FREE, ChatModel, Embedder, Price
 from engine.scheduler.codec import decode_answer, decode_embedding, encode_answer, encode_embedding
-from engine.tokens import estimate_tokens, most_tokens
+from engine.tokens import billed_texts, estimate_tokens, input_tokens, most_tokens
 from engine.types import Answer, AttemptFailure, Embedding, EmbedRequest, Request, Usage
-
-# What chat templates put around a message, at most.
-_TOKENS_PER_MESSAGE = 16
 
 
 class Question(Protocol):
@@ -67,17 +64,14 @@ class Endpoint(ABC, Generic[QuestionT, ReplyT]):
 
     def estimated_tokens(self, request: QuestionT) -> int:
         """About what the request counts against tokens per minute, with its output in full."""
-        return self._input_tokens(request, estimate_tokens) + self._max_output_tokens(request)
+        return input_tokens(self._input(request), estimate_tokens) + self._max_output_tokens(request)
 
     def most_cost_usd(self, request: QuestionT) -> float:
         """The most that the request can be billed: no tokenizer makes more of the input than its bytes."""
         if self.price == FREE:
             return 0.0
-        usage = Usage(self._input_tokens(request, most_tokens), self._max_output_tokens(request))
+        usage = Usage(input_tokens(self._input(request), most_tokens), self._max_output_tokens(request))
         return self.price.cost_usd(usage)
-
-    def _input_tokens(self, request: QuestionT, count: Callable[[str], int]) -> int:
-        return sum(count(text) + _TOKENS_PER_MESSAGE for text in self._input(request))
 
 
 class ChatEndpoint(Endpoint[Request, Answer]):
@@ -97,10 +91,7 @@ class ChatEndpoint(Endpoint[Request, Answer]):
         return decode_answer(payload)
 
     def _input(self, request: Request) -> Iterable[str]:
-        yield from (message.content for message in request.messages)
-        if request.schema is not None:
-            yield repr(request.schema.json_schema)
-        yield from request.choices
+        return billed_texts(request)
 
     def _max_output_tokens(self, request: Request) -> int:
         return request.max_output_tokens

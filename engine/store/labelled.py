@@ -15,7 +15,7 @@ from engine.store.text_tables import Problem
 from engine.types import SplitName
 
 _BATCH_ROWS = 4096
-_SPLIT_NAMES: dict[str, SplitName] = {
+SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
     "validation": "validation",
     "valid": "validation",
@@ -23,6 +23,7 @@ _SPLIT_NAMES: dict[str, SplitName] = {
     "dev": "validation",
     "test": "test",
 }
+"""What a split column may say, in lower case, and which split that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Reading:
 
     def _split(self, value: object) -> SplitName:
         word = word_of(value).strip()
-        split = _SPLIT_NAMES.get(word.lower())
+        split = SPLIT_NAMES.get(word.lower())
         if split is None:
             shown = repr(word) if len(word) <= 60 else f"of {len(word)} characters"
             raise ValueError(f"unknown split {shown}; known: train, validation (valid, val, dev), test")

@@ -165,7 +165,7 @@ def _read_header(path: Path, lines: _Lines, kind: Format, wanted: Sequence[str])
             headers[delimiter] = [name.strip() for name in next(parsed)]
     if not headers:
         raise DataError(f"{path}: the header (line 1) is not valid CSV")
-    fitting = [d for d, header in headers.items() if set(wanted) <= set(header)]
+    fitting = [d for d, header in headers.items() if wanted and set(wanted) <= set(header)]
     delimiter = fitting[0] if fitting else max(headers, key=lambda d: len(headers[d]))
     for name in wanted:
         if headers[delimiter].count(name) > 1:
