@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.local import FIT_FILE, LocalEmbedder, LocalStudent, LocalTeacher, fit_local
-from engine.config import Config
+from engine.config import ChatRole, Config
 from engine.errors import UnknownModelError
 from engine.ports import ChatModel, Embedder, Models
 from engine.store import RunDirectory
@@ -35,6 +35,13 @@ def is_local(address: str) -> bool:
     return scheme_of(address) == "local"
 
 
+def check_addresses(config: Config) -> None:
+    """Raise `UnknownModelError` for an address that no adapter knows; nothing is opened."""
+    roles: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
+    for address in (*(config.role(role).model for role in roles), config.embedder.model):
+        scheme_of(address)
+
+
 def open_student(address: str) -> ChatModel:
     """The student at `address`. Raises `UnknownModelError` for an address that no adapter knows."""
     scheme_of(address)
@@ -47,9 +54,7 @@ def open_models(config: Config, train: Sequence[Sample], run: RunDirectory) -> M
     `train` are the training rows, `run` the locked run directory, where `local.json` goes. Raises
     `UnknownModelError` for an address that no adapter knows, before anything is fitted.
     """
-    addresses = {role: config.role(role).model for role in ("teacher", "synthesizer", "resolver", "student")}
-    for address in (*addresses.values(), config.embedder.model):
-        scheme_of(address)
+    check_addresses(config)
     fit = fit_local(train, config.labels, config.run.seed, config.embedder.dimensions)
     run.write_bytes(FIT_FILE, fit.document)
     writer: ChatModel = LocalTeacher(fit)
@@ -59,5 +64,5 @@ def open_models(config: Config, train: Sequence[Sample], run: RunDirectory) -> M
         synthesizer=writer,
         resolver=writer,
         embedder=embedder,
-        student=open_student(addresses["student"]),
+        student=open_student(config.student.model),
     )

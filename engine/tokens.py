@@ -50,6 +50,11 @@ def input_tokens(texts: Iterable[str], count: Callable[[str], int] = estimate_to
     return sum(count(text) + _AROUND_A_TEXT for text in texts)
 
 
+def request_tokens(request: Request) -> int:
+    """About how many input tokens a chat request is, schema and choices included."""
+    return input_tokens(billed_texts(request))
+
+
 class EstimatedTokenCounter:
     """The `TokenCounter` for a model whose tokenizer is not at hand."""
 

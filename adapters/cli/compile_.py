@@ -11,7 +11,7 @@ from rich.console import Console
 from adapters.cli.display import Display
 from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_line
 from adapters.cli.running import run as run_work
-from adapters.registry import is_local, open_models
+from adapters.registry import check_addresses, is_local, open_models
 from engine.config import load_config
 from engine.distillation.pipeline import compile_prompt
 from engine.distillation.result import CompileResult
@@ -59,8 +59,10 @@ def compile_command(
     display = Display(quiet=quiet)
 
     async def work(stop: StopSignal) -> CompileResult:
+        settings = load_config(config)
+        check_addresses(settings)
         return await compile_prompt(
-            load_config(config),
+            settings,
             open_models,
             run=run,
             max_cost_usd=max_cost,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.cli import classify, compile_, demo, evaluate
+from adapters.cli import classify, compile_, demo, estimate, evaluate, init
 
 app = typer.Typer(
     name="pld",
@@ -17,7 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init_command)
 app.command("compile")(compile_.compile_command)
+app.command("estimate")(estimate.estimate_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("classify")(classify.classify_command)
 app.command("demo")(demo.demo_command)

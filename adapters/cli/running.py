@@ -7,7 +7,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import typer
@@ -22,16 +23,24 @@ T = TypeVar("T")
 def run(work: Callable[[StopSignal], Awaitable[T]], display: Display) -> T:
     """Run `work` to its end.
 
-    Ctrl-C (or SIGTERM) once asks it to drain and save, twice cancels it. A `PldError` becomes one line on
-    stderr and its exit code; so does a defect of ours, with a hint at `PLD_DEBUG=1`, which shows the
-    traceback.
+    Ctrl-C (or SIGTERM) once asks it to drain and save, twice cancels it. Errors become one line.
+    """
+    again = shlex.join(["pld", *sys.argv[1:]])
+    with errors_as_one_line(f"everything finished is saved. Go on with: {again}"), display:
+        return asyncio.run(_with_signals(work, display))
+
+
+@contextmanager
+def errors_as_one_line(when_stopped: str) -> Iterator[None]:
+    """End the program with one line on stderr and the right exit code where something is raised.
+
+    A `PldError` says what to do; a defect of ours comes with a hint at `PLD_DEBUG=1`, which shows the
+    traceback. `when_stopped` is what an interruption says.
     """
     try:
-        with display:
-            return asyncio.run(_with_signals(work, display))
-    except (InterruptedRunError, asyncio.CancelledError):
-        again = shlex.join(["pld", *sys.argv[1:]])
-        _leave(f"stopped; everything finished is saved. Go on with: {again}", InterruptedRunError.exit_code)
+        yield
+    except (InterruptedRunError, asyncio.CancelledError, KeyboardInterrupt):
+        _leave(f"stopped; {when_stopped}", InterruptedRunError.exit_code)
     except PldError as exc:
         if os.environ.get("PLD_DEBUG"):
             raise

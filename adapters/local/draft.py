@@ -34,11 +34,13 @@ class Draft:
         self._texts = {one.attributes["id"]: one.text for one in instructions}
         self._titles = {one.attributes["id"]: one.attributes.get("title", "") for one in instructions}
         self._fixed: list[Clause] = []
-        self._clauses: dict[str, list[Clause]] = {}
+        # a clause that lost its last sign is None: places keep their numbers, and without signs it would come to
+        # mean texts that have none
+        self._clauses: dict[str, list[Clause | None]] = {}
         for name, text in self._texts.items():
             clauses = reader.clauses(text)
             if clauses and _written(clauses) == text:
-                self._clauses[name] = clauses
+                self._clauses[name] = list(clauses)
             else:
                 self._fixed += clauses
         self._general = reader.general(self.text)
@@ -53,11 +55,8 @@ class Draft:
 
     def tokens(self) -> int:
         """About how long the instructions are now."""
-        return sum(
-            estimate_tokens(_written(self._clauses.get(name, [])) or self._texts[name]) + 8
-            for name in {**self._texts, **self._clauses}
-            if name in self._texts or self._clauses[name]
-        )
+        present = self._texts | {name: _written(clauses) for name, clauses in self._clauses.items()}
+        return sum(estimate_tokens(text) + 8 for text in present.values() if text)
 
     def placed(self) -> list[Placed]:
         """All clauses, in the order of the prompt; those that cannot be edited first."""
@@ -66,6 +65,7 @@ class Draft:
             Placed(name, number, clause)
             for name, clauses in self._clauses.items()
             for number, clause in enumerate(clauses)
+            if clause is not None
         ]
 
     def set_grade(self, label: str, cue: str, grade: int) -> bool:
@@ -76,35 +76,29 @@ class Draft:
         holders = [
             name
             for name, clauses in self._clauses.items()
-            if any(clause.label == label and cue in clause.signs for clause in clauses)
+            if any(one is not None and one.label == label and cue in one.signs for one in clauses)
         ]
         home = self._home(label)
         if not self._touch(holders or [home]):
             return False
-        if not holders:
-            clauses = self._clauses.setdefault(home, [])
-            if not clauses:
-                clauses.append(Clause(label))
-            at = next(i for i, clause in enumerate(clauses) if clause.label == label)
-            clauses[at] = replace(clauses[at], signs={**clauses[at].signs, cue: grade})
         for name in holders:
-            changed = [
-                _regraded(one, cue, grade) if one.label == label else one for one in self._clauses[name]
-            ]
-            # a clause that lost its last sign would come to mean texts without any
-            self._clauses[name] = [
-                new
-                for new, old in zip(changed, self._clauses[name], strict=True)
-                if new.signs or not old.signs
-            ]
+            self._clauses[name] = [_regraded(one, label, cue, grade) for one in self._clauses[name]]
+        if not holders:
+            clauses = self._clauses.setdefault(home, [Clause(label)])
+            for at, one in enumerate(clauses):
+                if one is not None and one.label == label:
+                    clauses[at] = replace(one, signs={**one.signs, cue: grade})
+                    break
         return True
 
     def add_exception(self, place: Placed, cue: str) -> bool:
         """Let `cue` silence a clause; False where it cannot be edited or that is one edit too many."""
-        if place.instruction is None or not self._touch([place.instruction]):
+        if place.instruction is None:
             return False
         clauses = self._clauses[place.instruction]
         old = clauses[place.number]
+        if old is None or not self._touch([place.instruction]):
+            return False
         clauses[place.number] = replace(old, exceptions=(*old.exceptions, cue))
         return True
 
@@ -119,12 +113,11 @@ class Draft:
         """The edits, as the schema resolution has them: those of present instructions first."""
         edits = []
         for name in sorted(self._touched - {NEW}):
-            clauses = self._clauses[name]
-            action = "replace" if clauses else "drop"
-            edits.append(_edit(action, name, "", _written(clauses), reason))
-        if NEW in self._touched:
-            new = self._clauses[NEW]
-            edits.append(_edit("add", NEW, _home_title(new[0].label), _written(new), reason))
+            text = _written(self._clauses[name])
+            edits.append(_edit("replace" if text else "drop", name, "", text, reason))
+        for new in self._clauses.get(NEW, []):
+            if new is not None:
+                edits.append(_edit("add", NEW, _home_title(new.label), new.text(), reason))
         if self._new_default is not None:
             wanted = replace(self._general, default=self._new_default).text()
             present = next((name for name, text in self._texts.items() if text == self._general.text()), None)
@@ -135,9 +128,12 @@ class Draft:
         return edits
 
     def _home(self, label: str) -> str:
-        title = _home_title(label)
-        named = (name for name, clauses in self._clauses.items() if self._titles.get(name) == title)
-        return next((n for n in named if any(c.label == label for c in self._clauses[n])), NEW)
+        for name, clauses in self._clauses.items():
+            if self._titles.get(name) == _home_title(label) and any(
+                one is not None and one.label == label for one in clauses
+            ):
+                return name
+        return NEW
 
     def _touch(self, names: Sequence[str]) -> bool:
         touched = self._touched.union(names)
@@ -151,15 +147,16 @@ def _home_title(label: str) -> str:
     return f"Further signs of {label}"
 
 
-def _written(clauses: Sequence[Clause]) -> str:
-    return "\n".join(clause.text() for clause in clauses)
+def _written(clauses: Sequence[Clause | None]) -> str:
+    return "\n".join(clause.text() for clause in clauses if clause is not None)
 
 
-def _regraded(clause: Clause, cue: str, grade: int) -> Clause:
-    if cue not in clause.signs:
+def _regraded(clause: Clause | None, label: str, cue: str, grade: int) -> Clause | None:
+    if clause is None or clause.label != label or cue not in clause.signs:
         return clause
     signs = {one: grade if one == cue else given for one, given in clause.signs.items()}
-    return replace(clause, signs={one: given for one, given in signs.items() if given})
+    signs = {one: given for one, given in signs.items() if given}
+    return replace(clause, signs=signs) if signs else None
 
 
 def _edit(action: str, instruction: str, title: str, text: str, reason: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ _RANK_DECAY = 0.6  # a rule is about its first sign: equal weights would chain t
 _STRONG, _CLEAR = 2.2, 1.2  # log-odds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalFit:
     """Counts of a training corpus.
 

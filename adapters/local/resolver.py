@@ -17,6 +17,7 @@ from adapters.local.text import cues_of
 from engine.fences import read_all, read_one
 
 MAX_EDITS = 4
+"""Edits in one answer where the request does not say how many it takes."""
 _KEPT_TEXTS = 65_536
 
 
@@ -38,7 +39,8 @@ class Resolver:
         if gold not in self._fit.labels or predicted not in self._fit.labels or gold == predicted:
             raise ValueError("not a confusion of two labels that the fit knows")
         cases = list(read_all(shown.content, "case"))
-        draft = Draft(list(read_all(prompt, "instruction")), self._reader, MAX_EDITS)
+        max_edits = int(shown.attributes.get("max_edits", MAX_EDITS))
+        draft = Draft(list(read_all(prompt, "instruction")), self._reader, max_edits)
         search = Search(
             self._fit,
             draft,

@@ -15,8 +15,8 @@ from adapters.local.fit import LocalFit
 Floats = npt.NDArray[np.float64]
 
 MAX_CHANGES = 40
-MAX_TOKENS = 1800
-"""No sign is added to instructions longer than this."""
+MAX_TOKENS = 1700
+"""How long instructions may get, about. One request uses half of the room left: others ask beside it."""
 MIN_ROWS = 0.3
 """A change has to gain as much as so many rows put right."""
 MIN_Z = 1.0
@@ -79,6 +79,8 @@ class Search:
         by_row = csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(cue_ids), len(fit.cues)))
         self._held = by_row.T.tocsr()  # shape (n_cues, n_rows)
         self._read_draft()
+        present = draft.tokens()
+        self._max_tokens = present + (MAX_TOKENS - present) / 2
         silent = by_row @ self._signs == 0
         self._margin += 0.5 * silent * (float(default == gold) - float(default == predicted))
         self._silent, self._default_moves = silent, default == predicted
@@ -168,7 +170,7 @@ class Search:
         least = MIN_ROWS * self._right
         has, against = self._has[at], self._against[at]
         new = has == 0
-        may_raise = self._marks_gold[at] & (~new | (self._draft.tokens() < MAX_TOKENS))
+        may_raise = self._marks_gold[at] & (~new | (self._draft.tokens() < self._max_tokens))
         steps = []
         for amount in (1, 2, 3):
             share = self._turned(float(amount))

@@ -12,6 +12,7 @@ from adapters.local.fit import LocalFit
 from adapters.local.language import Clause, General, Reader
 from adapters.local.resolver import Resolver
 from adapters.local.text import contains
+from engine.distillation.checks import copies
 from engine.fences import read_all, read_one
 from engine.ports import FREE, Price
 from engine.types import Answer, AttemptFailure, ChatOutcome, Request, Usage
@@ -72,37 +73,46 @@ class LocalTeacher:
         row = read_one(user, "input")
         label = row.attributes["label"]
         signs = self._fit.signs(row.text, label)
+        while signs and copies(row.text, Clause(label, signs).text()):
+            signs.popitem()
+        instruction = Clause(label, signs).text()
         if signs:
             analysis = f"Texts with this wording are more often {label} than others."
         else:
             analysis = f"No wording of this text marks it as {label}."
-        return {"analysis": analysis, "instruction": Clause(label, signs).text(), "label": label}
+            if copies(row.text, instruction):  # a text that quotes this very sentence
+                instruction = f"Choose {label}."
+        return {"analysis": analysis, "instruction": instruction, "label": label}
 
     # --- synthesis ----------------------------------------------------------------------------
 
     def _synthesize(self, user: str) -> dict[str, object]:
-        weights: dict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
         grades: dict[str, dict[str, int]] = defaultdict(dict)
         totals: Counter[str] = Counter()
         for rule in read_all(user, "rule"):
-            count = int(rule.attributes["count"])
-            for clause in self._reader.clauses(rule.text):
+            label, count = rule.attributes["label"], int(rule.attributes["count"])
+            clauses = self._reader.clauses(rule.text)
+            # rules in another teacher's prose are known by the wording that marks their label
+            for clause in clauses or [Clause(label, self._fit.signs(rule.text, label))]:
                 totals[clause.label] += count
                 for cue, grade in clause.signs.items():
-                    weights[clause.label][cue] += count
+                    counts[clause.label][cue] += count
                     grades[clause.label][cue] = max(grade, grades[clause.label].get(cue, 0))
-        clauses = []
+        if not totals:
+            raise ValueError("no rules")
         # the rarer label first: it is the one that gets lost
-        for label in sorted(totals, key=lambda one: (totals[one], one)):
-            chosen = _commonest(weights[label], totals[label])
-            clauses.append(Clause(label, {cue: grades[label][cue] for cue in chosen}))
-        if not clauses:
-            raise ValueError("no rule can be read")
-        lead = clauses[-1]
+        order = sorted(totals, key=lambda one: (totals[one], one))
+        merged = [
+            Clause(label, {cue: grades[label][cue] for cue in _commonest(counts[label], totals[label])})
+            for label in order
+        ]
+        merged = [clause for clause in merged if clause.signs] or merged[-1:]
+        shares = ", ".join(f"{totals[label]} for {label}" for label in order)
         return {
-            "analysis": f"{sum(totals.values())} rules share these signs: {dict(totals)}.",
-            "title": _title(lead),
-            "instruction": "\n".join(clause.text() for clause in clauses),
+            "analysis": f"Rules with these signs: {shares}.",
+            "title": _title(merged[-1]),
+            "instruction": "\n".join(clause.text() for clause in merged),
         }
 
     # --- general rules ------------------------------------------------------------------------
@@ -110,18 +120,19 @@ class LocalTeacher:
     def _generalize(self, user: str) -> dict[str, object]:
         read_one(user, "instructions")
         fit = self._fit
-        order = sorted(fit.labels, key=lambda one: (-fit.rows[fit.labels.index(one)], one))
+        rows = dict(zip(fit.labels, fit.rows, strict=True))
+        rows |= {one.attributes["name"]: int(one.attributes["rows"]) for one in read_all(user, "label")}
+        order = sorted(fit.labels, key=lambda label: (-rows[label], label))
         return {
             "analysis": f"Texts without any sign are most often {fit.default}; commoner labels win draws.",
             "instruction": General(fit.default, tuple(order)).text(),
         }
 
 
-def _commonest(weights: Counter[str], total: int) -> list[str]:
+def _commonest(counts: Counter[str], total: int) -> list[str]:
     """The signs that enough of a cluster's rules name, commonest first."""
-    least = max(2.0, _MIN_SHARE * total)
-    ranked = sorted(weights, key=lambda cue: (-weights[cue], cue))
-    often = [cue for cue in ranked if weights[cue] >= least][:SIGNS_PER_INSTRUCTION]
+    ranked = sorted(counts, key=lambda cue: (-counts[cue], cue))
+    often = [cue for cue in ranked if counts[cue] >= max(2.0, _MIN_SHARE * total)][:SIGNS_PER_INSTRUCTION]
     return often or ranked[:1]
 
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from engine.clustering import Clustering, cluster_rules
 from engine.config import ChatRole, ClusterConfig, Config, load_config
-from engine.distillation import embedding, extraction, resolution, synthesis
+from engine.distillation import embedding, evaluation, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
 from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
 from engine.distillation.manifest import Manifest, check_task
+from engine.distillation.predicting import predict
 from engine.distillation.result import CompileResult
 from engine.distillation.session import Session, close_all, open_session
 from engine.distillation.tables import clusters_table, failures_table, rules_table
@@ -73,14 +74,20 @@ async def compile_prompt(
     config = config if isinstance(config, Config) else load_config(config)
     stop = stop or StopSignal()
     started = time.monotonic()
-    directory = RunDirectory.create(default_run_folder(config) if run is None else run)
+    folder = default_run_folder(config) if run is None else Path(run)
+    # all that can be wrong with what the user gave is found before anything is written
+    config.policy_text()
+    if folder.exists():
+        with RunDirectory.create(folder).lock():
+            check_task(RunDirectory(folder), config)
+    emit(StageStarted("data"))
+    dataset = await asyncio.to_thread(load_dataset, config)
+    for notice in dataset.notices:
+        emit(notice)
+    emit(StageFinished("data", _rows_line(dataset), time.monotonic() - started))
+    directory = RunDirectory.create(folder)
     with directory.lock():
         previous = check_task(directory, config)
-        emit(StageStarted("data"))
-        dataset = await asyncio.to_thread(load_dataset, config)
-        for notice in dataset.notices:
-            emit(notice)
-        emit(StageFinished("data", _rows_line(dataset), time.monotonic() - started))
         if isinstance(models, Models):
             opened, ours = models, False
         else:
@@ -151,6 +158,9 @@ class _Compilation:
             max_tokens=self._models.resolver.max_input_tokens // 2,
             max_cases=self._config.resolve.cases_per_request,
         )
+        # asked now, though it is for the verdict: a cap on cost that ends the loop must leave a verdict
+        zero_shot = clustered.without_instructions()
+        await predict(self._student, zero_shot, self._dataset.validation, stage=evaluation.STAGE)
         resolved = await self._resolve(clustered, selector, folder="rounds")
         for stale in ABLATIONS:
             self._run.remove(f"ablation/{stale}.json")
@@ -159,7 +169,7 @@ class _Compilation:
             self._run.write_json("ablation/clustered.json", clustered.to_json())
             self._run.write_json("ablation/resolver_only.json", empty.best.prompt.to_json())
         prompt = resolved.best.prompt
-        evaluation = await self._provisional_verdict(prompt)
+        judged = await self._provisional_verdict(prompt)
         self._write_failures()
         save_prompt(self._run, prompt)
         self._manifest.stages["resolution"] = {"rounds": resolved.rounds, "stop_reason": resolved.stop_reason}
@@ -168,13 +178,13 @@ class _Compilation:
             "tokens": estimate_tokens(prompt.text),
             "instructions": len(prompt.instructions),
         }
-        self._manifest.validation = evaluation.to_json()
+        self._manifest.validation = judged.to_json()
         self._write_manifest(state="done")
         totals = self._session.scheduler.totals
         return CompileResult(
             run=self._run.path,
             prompt=prompt,
-            validation=evaluation,
+            validation=judged,
             rounds=resolved.rounds,
             stop_reason=resolved.stop_reason,
             addresses=tuple(sorted({self._config.role(role).model for role in CHAT_ROLES})),

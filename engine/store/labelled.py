@@ -80,7 +80,7 @@ class Reading:
             if times > 1:
                 raise DataError(f"{path}: is named for more than one split of [data]")
         for _, path in self._sources:
-            check_columns(path, self._columns)
+            check_columns(path, self._columns, text=task.text)
             self.files.append(describe(path, config.base))
 
     def rows(self) -> Iterator[LabelledRow]:

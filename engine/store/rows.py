@@ -53,7 +53,7 @@ class RowReader:
         self._batch_rows = batch_rows
         self._skip = 0
         for path in self.paths:
-            check_columns(path, self._columns)
+            check_columns(path, self._columns, text=text_column)
 
     def skip_rows(self, n: int) -> None:
         """Let iteration begin at row `n`. Parquet is not read up to there; text is split into lines only."""

@@ -34,27 +34,48 @@ class Table:
     lines: list[int] | None
 
 
-def check_columns(path: Path, wanted: Sequence[str]) -> None:
-    """Raise `DataError`, naming the nearest column, where a file lacks one or cannot be read at all."""
+def columns_of(path: Path, wanted: Sequence[str] = ()) -> list[tuple[str, pl.DataType | None]]:
+    """The columns of a file in order, with their types in Parquet and None in a text file.
+
+    The columns `wanted` tell how a CSV is separated; without any, the delimiter that gives most columns does.
+    Raises `DataError` for a file that cannot be read at all.
+    """
     check_readable(path)
     kind = format_of(path)
     if kind == "parquet":
         with _parquet_errors(path):
-            schema = pl.read_parquet_schema(path)
-        names = list(schema)
-    else:
-        schema = {}
-        names = text_tables.column_names(path, kind, wanted)
+            return list(pl.read_parquet_schema(path).items())
+    return [(name, None) for name in text_tables.column_names(path, kind, wanted)]
+
+
+def check_columns(path: Path, wanted: Sequence[str], *, text: str | None = None) -> None:
+    """Raise `DataError`, naming the nearest column, where a file lacks one or cannot be read at all.
+
+    `text` is the one among them that has to hold texts.
+    """
+    schema = dict(columns_of(path, wanted))
+    names = list(schema)
     for name in wanted:
         if name not in names:
             guess = nearest(name, names)
-            if kind in ("csv", "tsv") and not guess.endswith("?") and not all(map(_looks_named, names)):
+            if not guess.endswith("?") and not look_like_names(path, names):
                 # the "names" may be a row of data, and that must not get into a message
                 guess = f"; is the first line a header? It has {len(names)} fields"
             raise DataError(f"{path}: no column {name!r}{guess}")
-        kind_of_value = schema.get(name)
-        if kind_of_value is not None and (kind_of_value.is_nested() or kind_of_value == pl.Binary):
-            raise DataError(f"{path}: column {name!r} holds {kind_of_value}; text or numbers are needed")
+        kind = schema[name]
+        if kind is None:
+            continue
+        if kind.is_nested() or kind == pl.Binary:
+            raise DataError(f"{path}: column {name!r} holds {kind}; text or numbers are needed")
+        if name == text and (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean):
+            raise DataError(
+                f"{path}: column {name!r} holds {kind}, not texts; name the column with the texts"
+            )
+
+
+def look_like_names(path: Path, names: Sequence[str]) -> bool:
+    """Whether column names are plainly names: a CSV without a header has a row of data in their place."""
+    return format_of(path) not in ("csv", "tsv") or all(map(_looks_named, names))
 
 
 def _looks_named(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import adapters
 from engine.distillation.judging import evaluate
 from engine.distillation.pipeline import compile_prompt
 from engine.distillation.result import CompileResult
-from engine.errors import InterruptedRunError, RunError
+from engine.errors import BudgetError, InterruptedRunError, RunError
 from engine.events import Event, Notice, StageStarted
+from engine.ports import Price
 from engine.stopping import StopSignal
 from engine.store import load_dataset
 from engine.store.compiled import load_prompt
-from engine.types import Answer, AttemptFailure, ChatOutcome, Request
+from engine.types import Answer, AttemptFailure, ChatOutcome, Request, Usage
 from tests.support import corpus
 from tests.support.recording import Cast, cast
 
@@ -297,3 +299,45 @@ def test_private_to_the_user(tmp_path: Path) -> None:
         assert root.stat().st_mode & 0o777 == 0o700
         for path in root.rglob("*"):
             assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_c8_a_cap_on_cost_ends_resolution_with_the_best_so_far(tmp_path: Path) -> None:
+    def think_long(_request: Request, outcome: ChatOutcome) -> ChatOutcome:
+        assert isinstance(outcome, Answer)
+        return replace(outcome, usage=Usage(outcome.usage.input_tokens, 8000))
+
+    # noisy labels keep the resolver busy for more rounds
+    data = corpus.rows(noise=0.3)
+    price = Price(1.0, 1.0)
+    whole = recorded(tmp_path / "whole", data)
+    cut = recorded(tmp_path / "cut", data)
+    for one in (whole, cut):
+        one.resolver.price = price
+        one.resolver.change = think_long
+    costs = compiled(tmp_path / "whole", whole.models(), max_cost_usd=1e9).cost_usd
+    # room for one reservation (all bytes of the request and the longest answer), not for all requests
+    cap = costs * 0.6
+    result = compiled(tmp_path / "cut", cut.models(), max_cost_usd=cap)
+    assert 0 < result.cost_usd <= cap
+    assert "cap" in result.stop_reason
+    assert result.verdict
+    assert load_prompt(result.run) == result.prompt
+    # with the cap lifted the same directory goes on to where the whole run ended
+    more = compiled(tmp_path / "cut", cut.models(), max_cost_usd=1e9)
+    assert more.prompt == compiled(tmp_path / "whole", whole.models(), max_cost_usd=1e9).prompt
+
+
+def test_c4_a_cap_on_cost_stops_extraction_and_nothing_is_lost(tmp_path: Path) -> None:
+    cast_ = recorded(tmp_path)
+    cast_.teacher.price = Price(1.0, 1.0)
+    with pytest.raises(BudgetError):
+        compiled(tmp_path, cast_.models(), max_cost_usd=0.02)
+    asked = len(cast_.teacher.asked)
+    assert 0 < asked < 120
+    # the cap is the run's: the same command cannot spend it again
+    with pytest.raises(BudgetError):
+        compiled(tmp_path, cast_.models(), max_cost_usd=0.02)
+    assert len(cast_.teacher.asked) - asked <= asked
+    cast_.teacher.price = None
+    with pytest.raises(BudgetError, match="unknown"):
+        compiled(tmp_path, cast_.models(), max_cost_usd=0.02)
