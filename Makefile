@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-vllm lint clean
+.PHONY: demo docs test test-slow test-vllm lint clean
 
 demo: $(STAMP)
 	$(BIN)/pld demo
@@ -16,6 +16,9 @@ test-slow: $(STAMP)
 
 test-vllm: $(STAMP)
 	@echo "nothing to test against a vLLM server yet"
+
+docs: $(STAMP)
+	$(BIN)/python -m engine.config_reference docs/configuration.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -28,17 +28,21 @@ class _Table(BaseModel):
 class TaskConfig(_Table):
     """What is decided, and which columns say so."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run.")
+    name: str = Field(
+        min_length=1,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Names the run: its folder is `runs/NAME`. Letters, digits, `.`, `_` and `-`.",
+    )
     description: str = Field(min_length=1, description="What is decided, in your words; part of the prompt.")
     policy: Path | None = Field(
-        None, description="The written policy (a text file), given to teacher, synthesizer and resolver."
+        None, description="The written policy, a text file, for teacher, synthesizer and resolver."
     )
     labels: dict[str, str] = Field(
-        description='The label set: a list, or a table of label = "what it means".'
+        description='All labels: a list, or a table of `label = "what it means"` (part of the prompt).'
     )
-    text: str = Field("text", description="Column with the input text.")
-    label: str = Field("label", description="Column with the label.")
-    id: str | None = Field(None, description="Column with a unique id; without one, ids are content hashes.")
+    text: str = Field("text", description="Column with the text to classify.")
+    label: str = Field("label", description="Column with the true label, one of `labels`.")
+    id: str | None = Field(None, description="Column with a unique id; unset: ids are hashes of the content.")
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -65,20 +69,30 @@ class TaskConfig(_Table):
 
 
 class DataConfig(_Table):
-    """Where the labelled rows are and how they are divided."""
+    """Where the labelled rows are, and how they are divided: `file` with `split` or `fractions`, or files for
+    each split.
+    """
 
     file: tuple[str, ...] = Field(
-        (), description="A path, a list of paths or a glob: Parquet, CSV or NDJSON, relative to this file."
+        (),
+        description="All rows, Parquet, CSV or NDJSON: a path, a list of paths or a glob.",
     )
-    split: str | None = Field(None, description="Column that holds train, validation or test.")
+    split: str | None = Field(None, description="Column that says train, validation or test for each row.")
     fractions: tuple[float, float, float] | None = Field(
-        None, description="Seeded, stratified shares of train, validation and test; sum 1."
+        None,
+        description="Shares of train, validation and test, with sum 1: rows are divided at random, with "
+        "`run.seed`, each label in the same shares.",
     )
-    train: tuple[str, ...] = Field((), description="Files of each split, instead of `file`.")
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    train: tuple[str, ...] = Field(
+        (), description="Instead of `file`: the training rows, a path, a list of paths or a glob."
+    )
+    validation: tuple[str, ...] = Field((), description="Likewise the validation rows; needed with `train`.")
+    test: tuple[str, ...] = Field(
+        (), description="Likewise the test rows, for the final verdict; without them it stays provisional."
+    )
     max_bad_share: Share = Field(
-        0.05, description="Rows that cannot be used are set aside; more than this share stops the job."
+        0.05,
+        description="Rows that cannot be used are set aside; more than this share of them stops the job.",
     )
 
     @field_validator("file", "train", "validation", "test", mode="before")
@@ -109,9 +123,17 @@ class DataConfig(_Table):
 class ModelConfig(_Table):
     """A model's address and the limits it is asked under."""
 
-    model: str = Field("local:", min_length=1, description="The model's address.")
-    requests_per_minute: int | None = Field(None, gt=0, description="Never exceeded; unset: no limit.")
-    tokens_per_minute: int | None = Field(None, gt=0, description="Input and output; unset: no limit.")
+    model: str = Field(
+        "local:",
+        min_length=1,
+        description="The model's address, KIND:NAME. `local:`, without a name, needs no key, account or GPU.",
+    )
+    requests_per_minute: int | None = Field(
+        None, gt=0, description="Requests sent in any minute, at most; unset: no limit."
+    )
+    tokens_per_minute: int | None = Field(
+        None, gt=0, description="Input and output tokens in any minute, at most; unset: no limit."
+    )
     concurrency: int | None = Field(
         None, gt=0, description="Requests in flight at most; unset: 64, or one batch of an in-process model."
     )
@@ -120,26 +142,37 @@ class ModelConfig(_Table):
 class EmbedderConfig(ModelConfig):
     """The embedder, and how long its vectors are."""
 
-    dimensions: int = Field(768, ge=2, description="Vector length at most; `local:` never needs over 128.")
+    dimensions: int = Field(768, ge=2, description="Length of the vectors, at most; `local:` uses fewer.")
 
 
 class ClusterConfig(_Table):
     """How rules become clusters."""
 
-    method: Literal["dbscan"] = Field("dbscan", description="DBSCAN on cosine distance.")
-    eps: float = Field(0.4, gt=0.0, lt=2.0, description="Largest cosine distance of two neighbours.")
-    min_samples: int = Field(6, ge=1, description="Neighbours (itself included) that make a rule a core.")
+    method: Literal["dbscan"] = Field(
+        "dbscan", description="How rules are clustered: DBSCAN on cosine distance."
+    )
+    eps: float = Field(
+        0.4,
+        gt=0.0,
+        lt=2.0,
+        description="Largest cosine distance of two neighbours; larger: fewer, broader instructions.",
+    )
+    min_samples: int = Field(
+        6, ge=1, description="Rules within `eps`, itself included, that make a rule the core of a cluster."
+    )
     within: Literal["all", "label"] | None = Field(
-        None, description="Cluster all rules together, or each label's apart; unset: what suits the embedder."
+        None, description="Cluster all rules together or each label's apart; unset: what suits the embedder."
     )
 
 
 class ResolveConfig(_Table):
     """The closed loop against the student's errors."""
 
-    max_rounds: int = Field(8, ge=0, description="Rounds at most; 0 skips conflict resolution.")
+    max_rounds: int = Field(8, ge=0, description="Rounds at most; 0 leaves the first prompt as it is.")
     patience: int = Field(2, ge=1, description="Stop after so many rounds in a row without a better prompt.")
-    max_prompt_tokens: int = Field(6000, ge=200, description="No candidate prompt may be longer.")
+    max_prompt_tokens: int = Field(
+        6000, ge=200, description="No new prompt may be longer, in estimated tokens."
+    )
     rows_per_round: int | None = Field(
         None, ge=1, description="Training rows the student is tried on each round; unset: all of them."
     )
@@ -154,7 +187,9 @@ class ResolveConfig(_Table):
         True, description="After the last round, drop instructions without which validation loses nothing."
     )
     floors: dict[str, dict[Literal["precision", "recall", "f1"], Share]] = Field(
-        {}, description="Per label, what validation must reach: { hate = { recall = 0.8 } }."
+        {},
+        description="Precision, recall or f1 of a label that no new prompt may fall below on validation: "
+        "`{ hate = { recall = 0.8 } }`.",
     )
 
 
@@ -163,10 +198,14 @@ class RunConfig(_Table):
 
     seed: int = Field(7, ge=0, description="Every random choice comes from it.")
     max_cost_usd: float | None = Field(
-        None, ge=0, description="No request is sent that could pass this; a model without a price is refused."
+        None,
+        ge=0,
+        description="Cap on what a run may cost: no request is sent that could pass it, and a model "
+        "without a known price is refused; unset: no cap.",
     )
     cache: Path | None = Field(
-        None, description="Folder of the response cache; unset: `.pld-cache` beside the run directory."
+        None,
+        description="Folder of the response cache; unset: `.pld-cache` beside the run directory.",
     )
 
 
@@ -175,13 +214,19 @@ class Config(_Table):
 
     task: TaskConfig
     data: DataConfig
-    teacher: ModelConfig = ModelConfig()
-    synthesizer: ModelConfig | None = Field(None, description="Defaults to [teacher].")
-    resolver: ModelConfig | None = Field(None, description="Defaults to [teacher].")
-    embedder: EmbedderConfig = EmbedderConfig()
+    teacher: ModelConfig = Field(ModelConfig(), description="Writes one rule for each training row.")
+    synthesizer: ModelConfig | None = Field(
+        None, description="Merges each cluster of rules into one instruction; unset: as [teacher]."
+    )
+    resolver: ModelConfig | None = Field(
+        None, description="Edits the instructions where the student errs; unset: as [teacher]."
+    )
+    embedder: EmbedderConfig = Field(EmbedderConfig(), description="Turns each rule into a vector.")
     cluster: ClusterConfig = ClusterConfig()
     resolve: ResolveConfig = ResolveConfig()
-    student: ModelConfig = ModelConfig()
+    student: ModelConfig = Field(
+        ModelConfig(), description="The small model that the prompt is compiled for, and that classifies."
+    )
     run: RunConfig = RunConfig()
     base: Path = Field(Path(), exclude=True, repr=False)
 
@@ -213,8 +258,10 @@ class Config(_Table):
         path = self.base / self.task.policy
         try:
             return path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{path}: the policy cannot be read: {exc}") from exc
+        except OSError as exc:
+            raise ConfigError(f"{path}: the policy (task.policy) cannot be read: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(f"{path}: the policy (task.policy) is not UTF-8 text") from exc
 
 
 def load_config(path: str | Path) -> Config:
@@ -226,8 +273,10 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"{path}: no such configuration file") from exc
     except IsADirectoryError as exc:
         raise ConfigError(f"{path}: is a folder; name the .toml file in it") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: is not a TOML file: it is not UTF-8 text") from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
     return parse_config(raw, base=path.resolve().parent, source=str(path))

@@ -84,7 +84,7 @@ def _print(console: Console, found: Estimate) -> None:
 
 
 def short(count: int) -> str:
-    """A number of tokens in at most nine characters: exact below a million, then to three figures or more."""
+    """A number of tokens in at most eight characters: exact below a million, then to three figures."""
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6)):
         if count >= size:
             value = count / size

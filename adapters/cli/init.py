@@ -25,6 +25,7 @@ from engine.store.guessing import FRACTIONS, Guess, guess_columns
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_BAD_SHARE: float = DataConfig.model_fields["max_bad_share"].default
+_LARGE_BYTES = 256 << 20
 _SPARE = 0.05  # bad texts are known from a sample only
 
 
@@ -59,6 +60,8 @@ def init_command(
     given: dict[Role, str | None] = {"text": text, "label": label, "id": row_id, "split": split}
     with errors_as_one_line("nothing was written"):
         _check_free(out, force=force)
+        if file.is_file() and file.stat().st_size > _LARGE_BYTES:
+            typer.echo("reading the labels of all rows …", err=True)
         guess = guess_columns(file, {role: column for role, column in given.items() if column is not None})
         document = render(guess, name or task_name(guess.file), out)
         # whatever stands in names and labels, what is written can be read

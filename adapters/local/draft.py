@@ -34,8 +34,8 @@ class Draft:
         self._texts = {one.attributes["id"]: one.text for one in instructions}
         self._titles = {one.attributes["id"]: one.attributes.get("title", "") for one in instructions}
         self._fixed: list[Clause] = []
-        # a clause that lost its last sign is None: places keep their numbers, and without signs it would come to
-        # mean texts that have none
+        # a clause that lost its last sign is None: places keep their numbers, and a clause without signs
+        # would come to mean texts that have none
         self._clauses: dict[str, list[Clause | None]] = {}
         for name, text in self._texts.items():
             clauses = reader.clauses(text)
@@ -115,9 +115,11 @@ class Draft:
         for name in sorted(self._touched - {NEW}):
             text = _written(self._clauses[name])
             edits.append(_edit("replace" if text else "drop", name, "", text, reason))
-        for new in self._clauses.get(NEW, []):
-            if new is not None:
-                edits.append(_edit("add", NEW, _home_title(new.label), new.text(), reason))
+        edits += [
+            _edit("add", NEW, _home_title(new.label), new.text(), reason)
+            for new in self._clauses.get(NEW, [])
+            if new is not None
+        ]
         if self._new_default is not None:
             wanted = replace(self._general, default=self._new_default).text()
             present = next((name for name, text in self._texts.items() if text == self._general.text()), None)

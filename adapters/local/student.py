@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 
@@ -55,6 +54,7 @@ class Rulebook:
         # A text's scores are one integer, 32 bits a label: summing the effects of its cues is then one `sum`,
         # and equal scores are one dictionary key.
         self._effects = {cue: self._effect(cue, ()) for cue in self._uses}
+        self._users = {cue: [number for number, _, _ in uses] for cue, uses in self._uses.items()}
         self._exceptions = frozenset(self._silences)
         cues = self._exceptions.union(self._effects)
         self._words = frozenset(cue for cue in cues if " " not in cue)
@@ -74,21 +74,26 @@ class Rulebook:
     def score(self, text: str) -> int:
         """The packed scores of `text`: label j's sum in bits 32·j to 32·j + 31."""
         found = self._found(tokenize(text))
+        effects = self._effects
         if self._exceptions.isdisjoint(found):
-            effects = self._effects
             return sum([effects[cue] for cue in found])
         silenced = {number for cue in found & self._exceptions for number in self._silences[cue]}
-        return sum([self._effect(cue, silenced) for cue in found if cue in self._effects])
+        return sum(
+            [
+                effects[cue] if silenced.isdisjoint(self._users[cue]) else self._effect(cue, silenced)
+                for cue in found
+                if cue in effects
+            ]
+        )
 
-    def _found(self, tokens: list[str]) -> set[str]:
+    def _found(self, tokens: list[str]) -> frozenset[str]:
         """The prompt's cues that stand in a text."""
-        found = set(self._words.intersection(tokens))
+        found = self._words.intersection(tokens)
         if self._openings.isdisjoint(tokens):
             return found
         starts = [i for i, token in enumerate(tokens) if token in self._openings]
-        for size in self._sizes:
-            found |= self._phrases.intersection([" ".join(tokens[i : i + size]) for i in starts])
-        return found
+        phrases = [" ".join(tokens[i : i + size]) for size in self._sizes for i in starts]
+        return found.union(self._phrases.intersection(phrases))
 
     def scores(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Scores of shape (n_texts, n_labels)."""
@@ -132,9 +137,7 @@ class LocalStudent:
 
     def __init__(self, prompts: int = 64) -> None:
         """Keeps the rulebooks of the `prompts` prompts used last."""
-        self._prompts = prompts
-        self._rulebooks: OrderedDict[tuple[str, tuple[str, ...]], Rulebook] = OrderedDict()
-        self._lock = threading.Lock()
+        self._rulebook = lru_cache(maxsize=prompts)(Rulebook)
 
     async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
         """One label for each request; off the event loop."""
@@ -154,22 +157,14 @@ class LocalStudent:
         row = messages[-1].content if messages else ""
         rulebook = self._rulebook(system, request.choices)
         label, logprobs = rulebook.decide(rulebook.score(_row_text(row)))
-        usage = Usage((len(system) + len(row)) // 4, len(label) // 4 + 1, estimated=True)
+        usage = _usage((len(system) + len(row)) // 4, len(label) // 4 + 1)
         return Answer(label, usage, label_logprobs=logprobs)
 
-    def _rulebook(self, system: str, labels: tuple[str, ...]) -> Rulebook:
-        key = (system, labels)
-        with self._lock:  # calls run in several threads
-            known = self._rulebooks.get(key)
-            if known is not None:
-                self._rulebooks.move_to_end(key)
-                return known
-        made = Rulebook(system, labels)
-        with self._lock:
-            self._rulebooks[key] = made
-            while len(self._rulebooks) > self._prompts:
-                self._rulebooks.popitem(last=False)
-        return made
+
+@lru_cache(maxsize=4096)
+def _usage(input_tokens: int, output_tokens: int) -> Usage:
+    # a handful of lengths over millions of rows: making the object costs more than finding it
+    return Usage(input_tokens, output_tokens, estimated=True)
 
 
 def _row_text(content: str) -> str:

@@ -20,6 +20,8 @@ _TOKEN = re.compile(
     r"|<(?:url|email|phone|user|number)>|\[(?:number|link)\]"  # masks that data sets and rules come with
     r"|[\u2600-\u27bf\U0001f300-\U0001faff]"  # pictographs
 )
+_GAPS = {code: " " for code in range(128) if not re.match(r"[\w'@<>\[\]]", chr(code))}
+"""ASCII characters that are part of no token."""
 _LINK = re.compile(r"(?:https?://|www\.)[^\s\"]+")
 _MASKS = {"<url>": LINK, "<email>": LINK, "<phone>": NUMBER, "<user>": USER, "<number>": NUMBER}
 _LONGEST_TOKEN = 40
@@ -30,8 +32,16 @@ def tokenize(text: str) -> list[str]:
     text = text.lower().replace("\u2019", "'")
     if "://" in text or "www." in text:
         text = _LINK.sub(LINK, text)
-    words: list[str] = _TOKEN.findall(text)
-    return [word if word.isalpha() else _masked(word) for word in words]
+    if not text.isascii():
+        return [word if word.isalpha() else _masked(word) for word in _TOKEN.findall(text)]
+    # the same tokens, in half the time: most pieces of plain text are words already
+    tokens: list[str] = []
+    for piece in text.translate(_GAPS).split():
+        if piece.isalpha():
+            tokens.append(piece)
+        else:
+            tokens += map(_masked, _TOKEN.findall(piece))
+    return tokens
 
 
 def _masked(word: str) -> str:

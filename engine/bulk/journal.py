@@ -91,7 +91,8 @@ class PartJournal:
                     self._synced.add(number)
             except OSError as exc:
                 raise RunError(
-                    f"{path}: cannot be written: {exc.strerror}; what is saved is complete"
+                    f"{path}: cannot be written: {exc.strerror}; what is saved is complete, "
+                    "the same command goes on"
                 ) from exc
 
 

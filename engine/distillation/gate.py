@@ -54,9 +54,16 @@ class AcceptanceGate:
     floors: Mapping[str, Mapping[Figure, float]]
     max_prompt_tokens: int
 
+    def too_long(self, best: Candidate, tokens: int) -> str | None:
+        """Why a prompt of so many tokens is refused before anybody is asked; None where it is not."""
+        if tokens > self.max_prompt_tokens and tokens >= best.tokens:
+            return f"{tokens} tokens, over the limit of {self.max_prompt_tokens}"
+        return None
+
     def judge(self, best: Candidate, candidate: Candidate) -> Decision:
-        if candidate.tokens > self.max_prompt_tokens and candidate.tokens >= best.tokens:
-            return Decision(False, f"{candidate.tokens} tokens, over the limit of {self.max_prompt_tokens}")
+        """Whether `candidate` replaces `best`. Both were scored on the same rows."""
+        if (why := self.too_long(best, candidate.tokens)) is not None:
+            return Decision(False, why)
         for label, floor in self.floors.items():
             for figure, least in floor.items():
                 value = candidate.per_class[label][figure]

@@ -280,7 +280,8 @@ class _Compilation:
                 if isinstance(general, Failure):
                     self._note_failures(synthesis.STAGE, [general])
                 else:
-                    prompt = replace(prompt, general=general)
+                    # they count against the limit too
+                    prompt = self._fitting(replace(prompt, general=general))
         self._manifest.stages["synthesis"] = {
             "instructions": len(prompt.instructions),
             "failures": len(found.failures),

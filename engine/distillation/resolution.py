@@ -25,6 +25,7 @@ from engine.fences import block
 from engine.metrics import paired_gain
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Lane
+from engine.tokens import estimate_tokens
 from engine.types import Answer, Failure, Message, Request, Sample
 
 STAGE = "resolution"
@@ -206,6 +207,9 @@ class Resolver:
             entry["skipped"] = list(applied.skipped)
             if applied.prompt.text == best.prompt.text:
                 entry |= {"accepted": False, "why": "the edits change nothing"}
+                continue
+            if (why := self._gate.too_long(best, estimate_tokens(applied.prompt.text))) is not None:
+                entry |= {"accepted": False, "why": why}
                 continue
             candidate = await self._scored(applied.prompt)
             decision = self._gate.judge(best, candidate)

@@ -228,7 +228,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as exc:  # locked, disk full, no permission: the file itself is sound
-        raise RunError(f"{path}: the response cache cannot be used: {exc}") from exc
+        # SQLite calls many a full disk (a quota, a limit on files) an I/O error
+        full = exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+        advice = "; make room if the disk is full, and run the same command again" if full else ""
+        raise RunError(f"{path}: the response cache cannot be used: {exc}{advice}") from exc
     except sqlite3.DatabaseError as exc:
         raise CorruptStoreError(
             f"{path}: the response cache is damaged ({exc}); move it away and run again "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from engine.store.labelled import SPLIT_NAMES
-from engine.store.tables import read_table, word_of
+from engine.store.tables import is_number, read_table, word_of
 from engine.store.text_tables import Problem
 from engine.types import SPLITS, SplitName
 
@@ -20,7 +20,6 @@ MOST_LABELS = 1000
 """A column of more different values holds no labels, whatever it is called."""
 MOST_UNNAMED_LABELS = 100
 """The same for a column whose name does not say that it holds labels."""
-NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 # Words that name a column, the surest first.
 _KNOWN: dict[Role, tuple[str, ...]] = {
@@ -37,7 +36,7 @@ _KNOWN: dict[Role, tuple[str, ...]] = {
     "split": ("split", "subset", "fold", "partition", "set"),
 }  # fmt: skip
 _SURE = 2.0
-_CLOSE = 3.0
+_CLOSE = 4.0
 _PASS_ROWS = 4096
 _IDS_CHECKED = 1_000_000
 
@@ -66,9 +65,7 @@ class Column:
     def look(cls, name: str, values: Sequence[object]) -> Column:
         words = [word for word in map(word_or_none, values) if word is not None]
         texts = [
-            value
-            for value in values
-            if isinstance(value, str) and value.strip() and not NUMBER.fullmatch(value.strip())
+            value for value in values if isinstance(value, str) and value.strip() and not is_number(value)
         ]
         # lists and the like are there, and are no words
         there = len(words) + sum(isinstance(value, list | dict) for value in values)

@@ -13,6 +13,7 @@ from engine.events import Notice
 from engine.store.files import InputFile
 from engine.store.labelled import LabelledRow, Reading, Rejected
 from engine.store.splits import Duplicates, separate, stratify
+from engine.store.tables import is_number
 from engine.store.text_tables import Problem
 from engine.types import SPLITS, Sample, SplitName
 
@@ -54,6 +55,7 @@ def load_dataset(config: Config) -> Dataset:
     rows = list(reading.rows())
     rows = _unique_ids(rows, reading) if config.task.id else _hashed_ids(rows)
     _check_share(config, reading)
+    _check_texts(config, rows, reading)
     samples, duplicates = separate(_divided(config, rows))
     samples.sort(key=lambda sample: sample.id)
     parts = {split: tuple([s for s in samples if s.split == split]) for split in SPLITS}
@@ -129,14 +131,25 @@ def _check_share(config: Config, reading: Reading) -> None:
     )
 
 
+def _check_texts(config: Config, rows: Sequence[LabelledRow], reading: Reading) -> None:
+    """Text formats do not say that a column holds numbers; the rows do."""
+    if rows and all(is_number(row.text) for row in rows):
+        raise DataError(
+            f"{_names(reading)}: column {config.task.text!r} holds numbers, not texts; "
+            "name the column with the texts in task.text"
+        )
+
+
 def _advice(kind: tuple[str, str]) -> str:
-    _, reason = kind
+    field, reason = kind
     if reason.startswith("unknown label"):
         return "Correct the labels in the file or list them in task.labels"
     if reason == "duplicate id":
         return "Give every row its own id, or leave task.id out to use content hashes"
     if "UTF-8" in reason:
-        return "Convert the file with `iconv -t UTF-8`"
+        return "Convert the file to UTF-8, for example with `iconv -f CP1252 -t UTF-8`"
+    if reason == "not a string":
+        return f"Is {field!r} the column with the texts (task.text)? If it is, correct the file"
     return "Correct the file"
 
 

@@ -117,7 +117,10 @@ def check_readable(path: Path) -> None:
     undecodable = head.decode("utf-8", "replace").count("\ufffd")
     # a few stray bytes spoil their rows only; a file full of them is binary or in another encoding
     if len(head) >= 256 and max(controls, undecodable) > 0.1 * len(head):
-        raise DataError(f"{path}: is not UTF-8 text; if it is text, convert it with `iconv -t UTF-8`")
+        raise DataError(
+            f"{path}: is not UTF-8 text; if it is text, convert it, for example with "
+            f"`iconv -f CP1252 -t UTF-8`"
+        )
     if kind == "ndjson" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         raise DataError(
             f"{path}: is a JSON array; write one object per line, for example with `jq -c '.[]' FILE`"

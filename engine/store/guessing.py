@@ -15,10 +15,10 @@ from pathlib import Path
 from engine.config import can_be_label
 from engine.errors import DataError
 from engine.store import columns
-from engine.store.columns import MOST_LABELS, MOST_UNNAMED_LABELS, NUMBER, Column, Counts, Role, Tally
+from engine.store.columns import MOST_LABELS, MOST_UNNAMED_LABELS, Column, Counts, Role, Tally
 from engine.store.files import find_files, format_of
 from engine.store.splits import largest_remainder
-from engine.store.tables import columns_of, count_rows, look_like_names, nearest, read_table
+from engine.store.tables import columns_of, count_rows, is_number, look_like_names, nearest, read_table
 from engine.store.text_tables import Problem
 
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -141,7 +141,7 @@ class _Look:
                 found[name] = score
             elif "label" in self._named:
                 what = "has the same value in every row" if len(values) == 1 else "is empty"
-                if name in tally.too_many:
+                if len(values) > MOST_LABELS or name in tally.too_many:
                     what = f"has more than {MOST_LABELS} different values"
                 raise self._error(f"column {name!r} (--label) {what}; name the column with the labels")
         if not found:
@@ -246,7 +246,7 @@ def _warnings(labels: Mapping[str, int]) -> Iterator[str]:
     if few := [f"{label} {rows}" for label, rows in labels.items() if rows < FEW_ROWS]:
         shown = ", ".join(few[:6]) + (", …" if len(few) > 6 else "")
         yield f"labels with fewer than {FEW_ROWS} rows can hardly be learnt or judged: {shown}"
-    if all(map(NUMBER.fullmatch, labels)):
+    if all(map(is_number, labels)):
         yield "the labels are numbers: say in [task.labels] what each means, no model can know"
     if len(labels) > MOST_UNNAMED_LABELS:
         yield f"{len(labels)} labels are many for one prompt; is this the label column?"

@@ -27,6 +27,7 @@ from engine.errors import CorruptStoreError, RunError, RunLockedError
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 
+_GO_ON = "make room and run the same command again; what was written before is complete"
 _TEMPORARY = re.compile(r"\.pld-[0-9a-f]{16}\.tmp")
 _LOCK_TEXT = re.compile(rb"([0-9a-f]{32})\n *(\d+)\n")
 _JSON_OPTIONS = (
@@ -56,6 +57,8 @@ class RunDirectory:
         Raises `RunError` for a folder that holds other things: results must not mix with them.
         """
         run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise RunError(f"{run.path}: is a file; name a folder")
         with run._errors("cannot be created"):
             missing = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
             for folder in reversed(missing):
@@ -284,8 +287,9 @@ class RunDirectory:
             yield
         except OSError as exc:
             reasons = {
-                errno.ENOSPC: "no space left on the device; what was written before is complete",
-                errno.EDQUOT: "the disk quota is used up; what was written before is complete",
+                errno.ENOSPC: f"no space left on the device; {_GO_ON}",
+                errno.EDQUOT: f"the disk quota is used up; {_GO_ON}",
+                errno.EFBIG: f"File too large for the limit here (ulimit -f); {_GO_ON}",
                 errno.EACCES: "permission denied",
                 errno.EROFS: "the file system is read-only",
             }

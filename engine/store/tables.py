@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from engine.errors import DataError
 from engine.store import text_tables
 from engine.store.files import check_readable, format_of
 from engine.store.text_tables import Problem
+
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 BATCH_BYTES = 32 << 20
 """A batch ends early when its rows take up this much, so that long texts do not fill the memory."""
@@ -68,9 +71,9 @@ def check_columns(path: Path, wanted: Sequence[str], *, text: str | None = None)
         if kind.is_nested() or kind == pl.Binary:
             raise DataError(f"{path}: column {name!r} holds {kind}; text or numbers are needed")
         if name == text and (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean):
-            raise DataError(
-                f"{path}: column {name!r} holds {kind}, not texts; name the column with the texts"
-            )
+            texts = [repr(other) for other, its in schema.items() if its == pl.String]
+            others = f"; texts are in {', '.join(texts[:12])}" if texts else ""
+            raise DataError(f"{path}: column {name!r} holds {kind}, not texts{others}")
 
 
 def look_like_names(path: Path, names: Sequence[str]) -> bool:
@@ -184,6 +187,11 @@ def word_of(value: object) -> str:
     if not word or word.isspace():
         raise ValueError("missing")
     return word
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is nothing but a number, as they are written in files."""
+    return _NUMBER.fullmatch(text.strip()) is not None
 
 
 def problem_of(field: str, parse: Callable[[object], ValueT], value: object) -> ValueT | Problem:

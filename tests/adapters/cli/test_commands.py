@@ -99,56 +99,7 @@ def test_classify_reads_each_format(folder: Path, tmp_path: Path, suffix: str) -
     assert sum(a == b for a, b in zip(gold, parts["label"], strict=True)) > 200
 
 
-MISTAKES = [
-    (["compile", "absent.toml"], 2, "absent.toml: no such configuration file"),
-    (["compile", "{toml}", "--max-cost", "-1"], 2, "max-cost"),
-    (["compile", "{typo}"], 2, "unknown key 'concurency' in [teacher]; did you mean 'concurrency'?"),
-    (["compile", "{unknown}"], 2, "'gemni:flash' is not the address of a known kind of model; known: local"),
-    (["compile", "{column}"], 1, "did you mean 'text'?"),
-    (["evaluate", "absent"], 1, "absent: no such run directory"),
-    (["classify", "absent", "rows.csv", "-o", "out"], 1, "absent: no such run directory"),
-    (["classify", "{run}", "absent.csv", "-o", "out"], 1, "absent.csv"),
-    (["classify", "{run}", "{data}", "-o", "out", "--text", "txt"], 1, "did you mean 'text'?"),
-    (["classify", "{run}", "{data}", "-o", "out", "--student", "gpt"], 2, "'gpt' is not the address"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
-def test_mistakes_get_one_line_and_the_right_exit_code(
-    arguments: list[str],
-    code: int,
-    message: str,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "500")
-    variants = {
-        "toml": "",
-        "typo": "[teacher]\nconcurency = 3\n",
-        "unknown": '[teacher]\nmodel = "gemni:flash"\n',
-        "column": "",
-    }
-    names = {"run": str(folder / "runs" / "tickets"), "data": str(folder / "data.parquet")}
-    for name, more in variants.items():
-        path = corpus.write(tmp_path / name, more=more)
-        if name == "column":
-            path.write_text(path.read_text().replace('id = "id"\n', 'id = "id"\ntext = "txt"\n'))
-        names[name] = str(path)
-    found = pld(*(one.format(**names) for one in arguments))
-    assert found.exit_code == code
-    assert message in found.stderr
-    assert found.stdout == ""
-    assert "Traceback" not in found.stderr
-    if code == 1:
-        assert [
-            line for line in found.stderr.splitlines() if line.startswith("pld: ")
-        ] == found.stderr.splitlines()[-1:]
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("command", ["compile", "evaluate", "classify"])
+@pytest.mark.parametrize("command", ["init", "compile", "evaluate", "classify"])
 def test_help_has_an_example(command: str) -> None:
     found = pld(command, "--help")
     assert found.exit_code == 0

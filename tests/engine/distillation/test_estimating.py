@@ -18,7 +18,8 @@ from engine.distillation.estimating import Estimate, StageEstimate, estimate
 from engine.distillation.judging import evaluate
 from engine.distillation.pipeline import compile_prompt
 from engine.distillation.resolution import ResolutionRequests
-from engine.distillation.standins import INSTRUCTION_TOKENS, confusion_sizes, fullest_prompt
+from engine.distillation.standins import INSTRUCTION_TOKENS, RULE_TOKENS, confusion_sizes, fullest_prompt
+from engine.distillation.synthesis import SynthesisRequests
 from engine.distillation.templating import TaskContext
 from engine.errors import DataError, InterruptedRunError
 from engine.events import Event, Notice
@@ -26,7 +27,7 @@ from engine.prompt import CompiledPrompt
 from engine.stopping import StopSignal
 from engine.store import load_dataset
 from engine.tokens import estimate_tokens, input_tokens, request_tokens
-from engine.types import ChatOutcome, Request, Sample
+from engine.types import ChatOutcome, MicroRule, Request, Sample
 from tests.support import corpus
 from tests.support.recording import Cast, cast
 from tests.support.replying import as_json, config_for
@@ -61,8 +62,7 @@ SETTINGS = [
     "",
     "max_edits = 1\nconfusions_per_round = 1\n",
     "rows_per_round = 30\ncases_per_request = 4\npatience = 9\n",
-    "prune = false\nmax_prompt_tokens = 200\n",
-    "[teacher]\nmodel = 'local:'\n[cluster]\nmin_samples = 1\n",
+    "prune = false\nmax_prompt_tokens = 800\n",
 ]
 
 
@@ -70,10 +70,7 @@ SETTINGS = [
 def test_what_is_sent_stays_within_the_estimate(tmp_path: Path, more: str) -> None:
     data = corpus.rows()
     data += [{**row, "id": f"again-{row['id']}"} for row in data[::7]]  # equal rows are sent once
-    path = corpus.write(tmp_path, data, "" if "[cluster]" in more else more)
-    if "[cluster]" in more:
-        path.write_text(path.read_text().replace("min_samples = 3", "min_samples = 1"))
-    config = load_config(path)
+    config = corpus.config(tmp_path, data, more)
     said = estimated(config)
     dataset = load_dataset(config)
     models = cast(config, dataset.train)
@@ -124,6 +121,17 @@ def test_every_candidate_of_every_round_is_counted(tmp_path: Path) -> None:
     assert said["student trials"].requests == 3 * 40 + found
 
 
+def test_the_bound_of_synthesis_is_reached(tmp_path: Path) -> None:
+    """By as many clusters as there can be, of distinct rules as long as assumed."""
+    config = corpus.config(tmp_path)
+    make = SynthesisRequests(TaskContext(config), 10**9)
+    rules = [MicroRule(str(n), "billing", " ".join([f"w{n:05d}"] * RULE_TOKENS)) for n in range(TRAIN)]
+    requests = [make("", rules[n : n + 3]) for n in range(0, TRAIN, 3)]
+    said = estimated(config)["synthesis"]
+    assert said.requests == len(requests)
+    assert said.input_tokens == sum(map(request_tokens, requests))
+
+
 def test_bounds_follow_from_the_configuration(tmp_path: Path) -> None:
     said = estimated(corpus.config(tmp_path))
     assert said["synthesis"].requests == TRAIN // 3
@@ -159,7 +167,8 @@ def test_too_few_rows_for_a_cluster(tmp_path: Path) -> None:
 
 
 def test_each_role_has_its_own_address(tmp_path: Path) -> None:
-    more = '[teacher]\nmodel = "t:"\n[resolver]\nmodel = "r:"\n[embedder]\nmodel = "e:"\n[student]\nmodel = "s:"\n'
+    addresses = {"teacher": "t:", "resolver": "r:", "embedder": "e:", "student": "s:"}
+    more = "".join(f'[{role}]\nmodel = "{address}"\n' for role, address in addresses.items())
     said = estimated(corpus.config(tmp_path, more=more))
     models = {stage.role: stage.model for stage in said.values()}
     assert models == {

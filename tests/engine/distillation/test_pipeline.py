@@ -21,6 +21,7 @@ from engine.ports import Price
 from engine.stopping import StopSignal
 from engine.store import load_dataset
 from engine.store.compiled import load_prompt
+from engine.tokens import estimate_tokens
 from engine.types import Answer, AttemptFailure, ChatOutcome, Request, Usage
 from tests.support import corpus
 from tests.support.recording import Cast, cast
@@ -341,3 +342,13 @@ def test_c4_a_cap_on_cost_stops_extraction_and_nothing_is_lost(tmp_path: Path) -
     cast_.teacher.price = None
     with pytest.raises(BudgetError, match="unknown"):
         compiled(tmp_path, cast_.models(), max_cost_usd=0.02)
+
+
+def test_no_prompt_is_longer_than_its_limit(tmp_path: Path) -> None:
+    cast_ = recorded(tmp_path, more="max_prompt_tokens = 260\n")
+    lines: list[Event] = []
+    result = compiled(tmp_path, cast_.models(), emit=lines.append)
+    assert result.to_json()["prompt_tokens"] <= 260
+    asked = {request.messages[0].content for request in cast_.student.asked}
+    assert max(map(estimate_tokens, asked)) <= 260, "the student was tried on a prompt that cannot be taken"
+    assert any("left out" in event.text for event in lines if isinstance(event, Notice))

@@ -1,0 +1,548 @@
+"""The usual mistakes, one row each: a clear line, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapters.cli.main import app
+from tests.conftest import ROOT
+from tests.support import corpus
+
+
+class Desk:
+    """A user's folder, which is the working directory, and a compiled run elsewhere."""
+
+    def __init__(self, folder: Path, compiled: Path) -> None:
+        self.folder = folder
+        self.run = compiled / "runs" / "tickets"
+        self.data = compiled / "data.parquet"
+        self.frame = pl.DataFrame(corpus.rows())
+
+    def file(self, name: str, content: bytes = b"x") -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    def config(self, *changes: tuple[str, str], more: str = "") -> None:
+        """Write data.parquet and pld.toml, with some words of the configuration changed."""
+        path = corpus.write(self.folder, more=more)
+        text = path.read_text(encoding="utf-8")
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+
+SetUp = Callable[[Desk], object]
+
+
+def config(*changes: tuple[str, str], more: str = "") -> SetUp:
+    """A configuration with some words changed."""
+    return lambda desk: desk.config(*changes, more=more)
+
+
+def rows(*columns: pl.Expr) -> SetUp:
+    """A configuration, and rows with some columns changed."""
+
+    def set_up(desk: Desk) -> None:
+        desk.config()
+        desk.frame.with_columns(*columns).write_parquet(desk.folder / "data.parquet")
+
+    return set_up
+
+
+def data(name: str, content: Callable[[pl.DataFrame], bytes]) -> SetUp:
+    """A configuration, and a data file with what is made of the usual rows."""
+
+    def set_up(desk: Desk) -> None:
+        desk.config(('"data.parquet"', f'"{name}"'))
+        desk.file(name, content(desk.frame))
+
+    return set_up
+
+
+def csv(frame: pl.DataFrame) -> bytes:
+    return frame.write_csv().encode()
+
+
+def cut_off(frame: pl.DataFrame) -> bytes:
+    path = Path("whole.parquet")
+    frame.write_parquet(path)
+    return path.read_bytes()[:-100]
+
+
+def file(name: str) -> SetUp:
+    """A configuration, and another file."""
+
+    def set_up(desk: Desk) -> None:
+        desk.config()
+        desk.file(name)
+
+    return set_up
+
+
+def begun(desk: Desk) -> None:
+    """A run directory as a compilation leaves it that was killed at once: a lock file, no manifest."""
+    desk.config()
+    desk.file("begun/run.lock", f"{'0' * 32}\n{1:10d}\n".encode())
+
+
+def classified(desk: Desk) -> None:
+    """The output of a classification, of other texts."""
+    desk.config()
+    found = pld("classify", desk.run, desk.data, "-o", "out", "--text", "label")
+    assert found.exit_code == 0, found.stderr
+
+
+def nothing(desk: Desk) -> None:
+    """All is as it should be."""
+
+
+class Mistake:
+    """How things lie, what is typed, the exit code, and what the line says, in this order."""
+
+    def __init__(self, name: str, set_up: SetUp, command: str, code: int, *words: str) -> None:
+        self.name = name
+        self.set_up = set_up
+        self.command = command
+        self.code = code
+        self.words = words
+
+
+NUMBERS = pl.int_range(pl.len()).alias("text")
+LABELS = "['billing', 'outage', 'praise']"
+COMPILE = "compile pld.toml"
+CLASSIFY = "classify {run} {data} -o out"
+
+MISTAKES = [
+    # the configuration
+    Mistake("no config", nothing, "compile absent.toml", 2, "absent.toml: no such configuration file"),
+    Mistake("a folder as config", nothing, "compile .", 2, ".: is a folder; name the .toml file in it"),
+    Mistake("data as config", nothing, "compile {data}", 2, "data.parquet: is not a TOML file"),
+    Mistake("broken TOML", config(("[data]", "[data")), COMPILE, 2, "pld.toml: not valid TOML", "line 6"),
+    Mistake(
+        "unknown key",
+        config(more="[teacher]\nconcurency = 3\n"),
+        COMPILE,
+        2,
+        "pld.toml: unknown key 'concurency' in [teacher]; did you mean 'concurrency'?",
+    ),
+    Mistake(
+        "unknown table",
+        config(more="[studnet]\n"),
+        COMPILE,
+        2,
+        "pld.toml: unknown key 'studnet'; did you mean 'student'?",
+    ),
+    Mistake("no task name", config(('name = "tickets"\n', "")), COMPILE, 2, "task.name is missing"),
+    Mistake("one label", config((LABELS, "['a']")), COMPILE, 2, "labels: at least two labels are needed"),
+    Mistake(
+        "no split", config(('split = "split"', "")), COMPILE, 2, "either `split` (a column) or `fractions`"
+    ),
+    Mistake("negative cap", config(), f"{COMPILE} --max-cost -1", 2, "--max-cost"),
+    Mistake(
+        "unknown model",
+        config(more='[teacher]\nmodel = "gemni:flash"\n'),
+        COMPILE,
+        2,
+        "'gemni:flash' is not the address of a known kind of model; known: local",
+    ),
+    Mistake(
+        "no policy",
+        config(("[data]", 'policy = "policy.md"\n[data]')),
+        COMPILE,
+        2,
+        "policy.md: the policy (task.policy) cannot be read: No such file or directory",
+    ),
+    # the data
+    Mistake("no data", config(("data.parquet", "absent.csv")), COMPILE, 1, "absent.csv: no such file"),
+    Mistake("empty glob", config(("data.parquet", "*.csv")), COMPILE, 1, "*.csv: no file matches"),
+    Mistake("a folder as data", config(("data.parquet", ".")), COMPILE, 1, "is a folder; name its files"),
+    Mistake(
+        "wrong column",
+        config(('id = "id"', 'text = "txt"')),
+        COMPILE,
+        1,
+        "data.parquet: no column 'txt'; did you mean 'text'?",
+    ),
+    Mistake(
+        "wrong split column",
+        config(('split = "split"', 'split = "part"')),
+        COMPILE,
+        1,
+        "data.parquet: no column 'part'; there are: 'id', 'text', 'label', 'split'",
+    ),
+    Mistake(
+        "one column for two things",
+        config(('id = "id"', 'id = "text"')),
+        COMPILE,
+        1,
+        "column 'text' is named for more than one of text, label, id and split",
+    ),
+    Mistake(
+        "a label that the config lacks",
+        config((LABELS, "['billing', 'outage']")),
+        COMPILE,
+        1,
+        "data.parquet: ",
+        "unknown label 'praise'",
+        "First: data.parquet row ",
+        "task.labels",
+    ),
+    Mistake(
+        "texts for labels",
+        config(('id = "id"', 'text = "label"\nlabel = "text"')),
+        COMPILE,
+        1,
+        "unknown label of ",
+        "is this the label column?",
+    ),
+    Mistake(
+        "empty split",
+        rows(pl.col("split").replace("validation", "train")),
+        COMPILE,
+        1,
+        "no usable validation row is left",
+        "[data]",
+    ),
+    Mistake(
+        "one class only",
+        rows(pl.lit("billing").alias("label")),
+        COMPILE,
+        1,
+        "all 120 training rows have the label 'billing'",
+        "at least two labels",
+    ),
+    Mistake(
+        "numbers for texts",
+        rows(NUMBERS),
+        COMPILE,
+        1,
+        "data.parquet: column 'text' holds Int64, not texts; texts are in 'id', 'label', 'split'",
+    ),
+    Mistake(
+        "numbers for texts, CSV",
+        data("rows.csv", lambda frame: csv(frame.with_columns(NUMBERS))),
+        COMPILE,
+        1,
+        "rows.csv: column 'text' holds numbers, not texts; name the column with the texts in task.text",
+    ),
+    Mistake(
+        "numbers for texts, NDJSON",
+        data("rows.jsonl", lambda frame: frame.with_columns(NUMBERS).write_ndjson().encode()),
+        COMPILE,
+        1,
+        "rows.jsonl: 240 of 240 rows",
+        "text: not a string",
+        "the column with the texts (task.text)?",
+    ),
+    Mistake(
+        "binary named .csv",
+        data("rows.csv", lambda frame: bytes(range(256)) * 4),
+        COMPILE,
+        1,
+        "rows.csv: is not UTF-8 text; if it is text, convert it",
+    ),
+    Mistake(
+        "Parquet named .csv",
+        data("rows.csv", lambda frame: b"PAR1" + bytes(9)),
+        COMPILE,
+        1,
+        "rows.csv: is a Parquet file; name it .parquet",
+    ),
+    Mistake(
+        "CSV named .parquet", data("rows.parquet", csv), COMPILE, 1, "rows.parquet: is not a Parquet file"
+    ),
+    Mistake(
+        "a spreadsheet", data("a.xlsx", csv), COMPILE, 1, "a.xlsx: unknown format; Parquet (.parquet), CSV"
+    ),
+    Mistake(
+        "latin-1",
+        data("rows.csv", lambda frame: csv(frame).replace(b"the", b"th\xe9")),
+        COMPILE,
+        1,
+        "rows.csv: ",
+        "not valid UTF-8",
+        "First: rows.csv row ",
+        "(line ",
+        "iconv -f CP1252 -t UTF-8",
+    ),
+    Mistake(
+        "Parquet cut off",
+        data("cut.parquet", cut_off),
+        COMPILE,
+        1,
+        "cut.parquet: is damaged: it cannot be read as Parquet",
+    ),
+    Mistake("empty file", data("rows.csv", lambda frame: b""), COMPILE, 1, "rows.csv: is empty"),
+    Mistake("no rows", data("rows.csv", lambda frame: csv(frame.clear())), COMPILE, 1, "rows.csv: no rows"),
+    Mistake(
+        "no header",
+        data("rows.csv", lambda frame: csv(frame).partition(b"\n")[2]),
+        COMPILE,
+        1,
+        "rows.csv: no column 'text'; is the first line a header? It has 4 fields",
+    ),
+    Mistake(
+        "a JSON array",
+        data("rows.json", lambda frame: frame.write_json().encode()),
+        COMPILE,
+        1,
+        "rows.json: is a JSON array; write one object per line",
+    ),
+    Mistake(
+        "too many bad rows",
+        rows(pl.when(pl.int_range(pl.len()) >= 40).then("text").alias("text")),
+        COMPILE,
+        1,
+        "data.parquet: 40 of 240 rows (16.7%) cannot be used",
+        "40 of text: missing",
+        "First: data.parquet row 1",
+        "Correct the file, or raise data.max_bad_share",
+    ),
+    Mistake(
+        "duplicate ids",
+        rows(pl.col("id").str.slice(0, 3)),
+        COMPILE,
+        1,
+        "of id: duplicate id",
+        "First: data.parquet row 2",
+        "leave task.id out",
+    ),
+    # the run directory
+    Mistake(
+        "below a file", file("f"), f"{COMPILE} --run f/run", 1, "f/run: cannot be created: Not a directory"
+    ),
+    Mistake("a file as run", file("f"), f"{COMPILE} --run f", 1, "f: is a file; name a folder"),
+    Mistake("no permission", config(), f"{COMPILE} --run /proc/x", 1, "/proc/x: cannot be created: "),
+    Mistake(
+        "other things in it",
+        file("pictures/cat.png"),
+        f"{COMPILE} --run pictures",
+        1,
+        "pictures: is not empty and no run directory; choose another folder",
+    ),
+    Mistake(
+        "the run of another task",
+        config(('"tickets"', '"other"')),
+        COMPILE + " --run {run}",
+        1,
+        "runs/tickets: holds the task 'tickets', not 'other'; choose another directory with --run",
+    ),
+    Mistake(
+        "a classification", classified, f"{COMPILE} --run out", 1, "out: holds no compilation; choose another"
+    ),
+    # evaluate
+    Mistake("evaluate: no run", nothing, "evaluate absent", 1, "absent: no such run directory"),
+    Mistake("evaluate: some folder", nothing, "evaluate .", 1, ".: is not a run directory"),
+    Mistake("evaluate: not compiled", begun, "evaluate begun", 1, "begun", "been compiled to the end?"),
+    Mistake("evaluate: a classification", classified, "evaluate out", 1, "out: holds no compilation"),
+    Mistake("evaluate: unknown split", nothing, "evaluate {run} --split tset", 2, "--split"),
+    Mistake(
+        "evaluate: student", nothing, "evaluate {run} --student gpt", 2, "'gpt' is not the address", "local:"
+    ),
+    # classify
+    Mistake("classify: no run", nothing, "classify absent {data} -o out", 1, "absent: no such run directory"),
+    Mistake("classify: not compiled", begun, "classify begun {data} -o out", 1, "been compiled to the end?"),
+    Mistake("classify: no file", nothing, "classify {run} a.csv -o out", 1, "a.csv: no such file"),
+    Mistake("classify: empty glob", nothing, "classify {run} '*.csv' -o out", 1, "*.csv: no file matches"),
+    Mistake(
+        "classify: student", nothing, f"{CLASSIFY} --student gpt", 2, "'gpt' is not the address", "local:"
+    ),
+    Mistake(
+        "classify: a variant", nothing, f"{CLASSIFY} --student local:x", 2, "have no variants; write 'local:'"
+    ),
+    Mistake(
+        "classify: wrong text column",
+        nothing,
+        f"{CLASSIFY} --text txt",
+        1,
+        "data.parquet: no column 'txt'; did you mean 'text'?",
+    ),
+    Mistake("classify: wrong id column", nothing, f"{CLASSIFY} --id key", 1, "data.parquet: no column 'key'"),
+    Mistake(
+        "classify: a column of numbers",
+        rows(NUMBERS),
+        "classify {run} data.parquet -o out",
+        1,
+        "data.parquet: column 'text' holds Int64, not texts; texts are in 'id', 'label', 'split'",
+    ),
+    Mistake(
+        "classify: rows without the column",
+        data("rows.csv", lambda frame: csv(frame.rename({"text": "message"}))),
+        "classify {run} rows.csv -o out",
+        1,
+        "rows.csv: no column 'text'; there are: 'id', 'message'",
+    ),
+    Mistake(
+        "classify: cut off",
+        data("cut.parquet", cut_off),
+        "classify {run} cut.parquet -o out",
+        1,
+        "cut.parquet: is damaged: it cannot be read as Parquet",
+    ),
+    Mistake(
+        "classify: the folder of another job",
+        classified,
+        CLASSIFY,
+        1,
+        "out: it was begun with another text column: label, not text; choose another output folder (-o)",
+    ),
+    Mistake(
+        "classify: into the compiled run",
+        nothing,
+        "classify {run} {data} -o {run}",
+        1,
+        "runs/tickets: holds another kind of run; choose another output folder (-o)",
+    ),
+    Mistake("classify: into a file", file("out"), CLASSIFY, 1, "out: is a file; name a folder"),
+    # init
+    Mistake("init: no file", nothing, "init absent.csv", 1, "absent.csv: no such file"),
+    Mistake("init: is there", config(), "init {data}", 2, "pld.toml: is there already", "-o", "--force"),
+    Mistake(
+        "init: no folder", nothing, "init {data} -o a/pld.toml", 1, "a/pld.toml: cannot be written: No such"
+    ),
+    Mistake(
+        "init: wrong column", nothing, "init {data} --label lable", 1, "'lable'", "did you mean 'label'?"
+    ),
+    Mistake("init: bad name", nothing, "init {data} --name 'my task'", 2, "--name", "letters, digits"),
+    Mistake("init: cut off", data("cut.parquet", cut_off), "init cut.parquet -o new.toml", 1, "is damaged"),
+]
+
+
+def pld(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("compiled")
+    corpus.write(made)
+    assert pld("compile", made / "pld.toml").exit_code == 0
+    return made
+
+
+@pytest.fixture
+def desk(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.delenv("PLD_DEBUG", raising=False)
+    return Desk(tmp_path, compiled)
+
+
+def tree(*folders: Path) -> dict[Path, bytes]:
+    """Every folder, and every file with its content; of a lock file only that it is there."""
+    return {
+        path: path.read_bytes() if path.is_file() and path.name != "run.lock" else b""
+        for folder in folders
+        for path in folder.rglob("*")
+    }
+
+
+def the_line(stderr: str) -> str:
+    """The error's line: the last on stderr, and no other looks like it."""
+    *before, last = stderr.splitlines()
+    assert last.startswith("pld: ")
+    assert not [line for line in before if line.startswith("pld: ")]
+    return last
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_gets_one_line_and_leaves_nothing_behind(mistake: Mistake, desk: Desk) -> None:
+    mistake.set_up(desk)
+    before = tree(desk.folder, desk.run)
+    found = pld(*(word.format(run=desk.run, data=desk.data) for word in shlex.split(mistake.command)))
+    assert found.exit_code == mistake.code, found.stderr
+    # what the command line itself refuses is shown in its own usage box
+    line = found.stderr if found.stderr.startswith("Usage: ") else the_line(found.stderr)
+    assert re.search(".*?".join(map(re.escape, mistake.words)), line, re.DOTALL), line
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    assert "unexpected" not in found.stderr
+    # every text of the corpus holds such a word
+    assert not re.search(r"ticket\d", found.stderr)
+    assert tree(desk.folder, desk.run) == before
+
+
+def test_a_run_in_use_by_another_process(desk: Desk) -> None:
+    desk.config()
+    with (desk.run / "run.lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for arguments in (["compile", "pld.toml", "--run", desk.run], ["evaluate", desk.run]):
+            found = pld(*arguments)
+            assert found.exit_code == 1
+            words = r"runs/tickets: another process is working in this run \(pid \d+\)"
+            assert re.search(words, the_line(found.stderr))
+
+
+def test_with_the_mistake_mended_the_same_command_works(desk: Desk) -> None:
+    desk.config(("data.parquet", "other.parquet"))
+    assert pld("compile", "pld.toml").exit_code == 1
+    (desk.folder / "data.parquet").rename(desk.folder / "other.parquet")
+    assert pld("compile", "pld.toml").exit_code == 0
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+from adapters.cli.main import main
+main()
+"""
+
+
+def with_little_room(limit: int, *arguments: str | Path) -> str:
+    """What a command says that can write no file larger than `limit` bytes: as where a disk is full."""
+    found = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert found.returncode == 1, found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    assert "unexpected" not in found.stderr
+    return the_line(found.stderr)
+
+
+# too little for the local models' file, for the cache, for what the cache gathers
+@pytest.mark.parametrize("limit", [1_000, 20_000, 200_000])
+def test_no_space_while_compiling(limit: int, desk: Desk) -> None:
+    desk.config()
+    line = with_little_room(limit, "compile", "pld.toml")
+    assert re.search(r"runs/(tickets|\.pld-cache/responses\.sqlite): ", line)
+    assert "run the same command again" in line
+    assert not (desk.folder / "runs/tickets/prompt.md").exists()
+    assert not list(desk.folder.rglob("*.tmp"))
+    # with room again, the same command goes on and ends as if nothing had been
+    assert pld("compile", "pld.toml").exit_code == 0
+    assert (desk.folder / "runs/tickets/prompt.md").read_bytes() == (desk.run / "prompt.md").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [200, 3_000])
+def test_no_space_while_classifying(limit: int, desk: Desk) -> None:
+    line = with_little_room(limit, "classify", desk.run, desk.data, "-o", "out")
+    assert line.startswith("pld: out")
+    assert re.search("run the same command again|the same command goes on", line)
+    assert not list(desk.folder.rglob("*.tmp"))
+    assert pld("classify", desk.run, desk.data, "-o", "out").exit_code == 0
+    assert pl.read_parquet(desk.folder / "out/part-*.parquet").height == 240
+
+
+def test_no_space_for_the_configuration(desk: Desk) -> None:
+    line = with_little_room(100, "init", desk.data)
+    assert line.startswith("pld: pld.toml: cannot be written: ")
+    assert tree(desk.folder) == {}
