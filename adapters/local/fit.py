@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 from scipy.sparse import csr_matrix
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from adapters.local.text import contains, cues_of
@@ -242,6 +241,8 @@ def _axes(rules: Sequence[Sequence[str]], seed: int, dimensions: int) -> tuple[t
     values = np.concatenate([sign_weights(len(rule)) for rule in rules])
     ends = np.cumsum([0, *map(len, rules)])
     table = csr_matrix((values, flat, ends), shape=(len(rules), len(cues)))
+    from sklearn.utils.extmath import randomized_svd  # noqa: PLC0415 - a second to load, and only fitting needs it
+
     with threadpool_limits(1):  # the same order of additions on every run
         _, _, axes = randomized_svd(table, rank, random_state=seed, flip_sign=False)
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])

@@ -47,6 +47,7 @@ class Resolver:
             gold,
             predicted,
             is_gold=[case.attributes["label"] == gold for case in cases],
+            texts=[case.text for case in cases],
             cue_ids=[self._cue_ids(case.text) for case in cases],
             default=Rulebook(draft.text, self._fit.labels).default,
         )

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 
 from adapters.local.draft import Draft, Placed
 from adapters.local.fit import LocalFit
+from adapters.local.text import MAX_WORDS, contains, tokenize
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,6 +65,7 @@ class Search:
         predicted: str,
         *,
         is_gold: Sequence[bool],
+        texts: Sequence[str],
         cue_ids: Sequence[npt.NDArray[np.int32]],
         default: str,
     ) -> None:
@@ -72,18 +74,19 @@ class Search:
         rows = np.maximum(np.array(fit.rows, dtype=np.float64), 1.0)
         self._right = 0.75 / rows[g] + 0.25 / rows[p]
         wrong = 0.75 / rows[p] + 0.25 / rows[g]
+        self._predicted_rows = rows[p]
         right_rows = np.array(is_gold, dtype=bool)
         self._values = np.where(right_rows, self._right, -wrong)
         ends = np.cumsum([0, *map(len, cue_ids)])
         flat = np.concatenate(cue_ids)
         by_row = csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(cue_ids), len(fit.cues)))
         self._held = by_row.T.tocsr()  # shape (n_cues, n_rows)
+        self._texts = texts
         self._read_draft()
         present = draft.tokens()
         self._max_tokens = present + (MAX_TOKENS - present) / 2
-        silent = by_row @ self._signs == 0
-        self._margin += 0.5 * silent * (float(default == gold) - float(default == predicted))
-        self._silent, self._default_moves = silent, default == predicted
+        self._margin += 0.5 * self._silent * (float(default == gold) - float(default == predicted))
+        self._default_moves = default == predicted
 
         unseen = np.maximum(fit.counts[:, p] - self._held @ (~right_rows).astype(np.float64), 0.0)
         third = [j for j in range(len(rows)) if j not in (g, p)]
@@ -99,34 +102,43 @@ class Search:
         index = self._fit.index
         self._has, self._against = np.zeros(n_cues, dtype=np.int64), np.zeros(n_cues, dtype=np.int64)
         self._fixed = np.zeros(n_cues, dtype=bool)
-        self._signs = np.zeros(n_cues)
         self._margin = np.zeros(n_rows)
+        self._silent = np.ones(n_rows, dtype=bool)
         self._places: list[Placed] = []
         self._shares: list[Floats] = []
+        best: dict[tuple[str, str], int] = {}
         for place in self._draft.placed():
-            clause = place.clause
-            known = {index[cue]: grade for cue, grade in clause.signs.items() if cue in index}
-            self._signs[list(known)] = 1.0
-            if clause.label not in (self._gold, self._predicted):
-                continue
-            grades = self._has if clause.label == self._gold else self._against
-            own = np.zeros(n_cues)
-            for i, grade in known.items():
-                own[i] = max(grade - int(grades[i]), 0)  # a sign named twice counts once, at its best grade
-                grades[i] = max(grade, int(grades[i]))
-            share = self._held.T @ own
-            for cue in clause.exceptions:
-                if cue in index:
-                    share[self._held[index[cue]].indices] = 0.0
-            if clause.label == self._gold:
+            label = place.clause.label
+            share = np.zeros(n_rows)
+            for cue, grade in place.clause.signs.items():
+                rows = self._rows_with(cue)
+                self._silent[rows] = False
+                # a sign named twice counts once, at its best grade
+                share[rows] += max(grade - best.get((label, cue), 0), 0)
+                best[label, cue] = max(grade, best.get((label, cue), 0))
+                if cue in index and label == self._predicted and place.instruction is None:
+                    self._fixed[index[cue]] = True
+            for cue in place.clause.exceptions:
+                share[self._rows_with(cue)] = 0.0
+            if label == self._gold:
                 self._margin += share
-                continue
-            self._margin -= share
-            if place.instruction is None:
-                self._fixed[list(known)] = True
-            elif known:
+            elif label == self._predicted:
+                self._margin -= share
                 self._places.append(place)
                 self._shares.append(share)
+        for (label, cue), grade in best.items():
+            if cue in index and label in (self._gold, self._predicted):
+                (self._has if label == self._gold else self._against)[index[cue]] = grade
+
+    def _rows_with(self, cue: str) -> npt.NDArray[np.intp]:
+        """The shown rows that hold a cue; one that the fit does not know (another hand's) is looked up in them."""
+        i = self._fit.index.get(cue)
+        if i is not None:
+            return np.asarray(self._held[i].indices, dtype=np.intp)
+        return np.array(
+            [n for n, text in enumerate(self._texts) if contains(" ".join(tokenize(text)), cue)],
+            dtype=np.intp,
+        )
 
     def _screen(self) -> None:
         promising = np.flatnonzero(self._marks_gold | (self._against > 0))
@@ -137,6 +149,11 @@ class Search:
         kept = np.sort(np.argsort(-best, kind="stable")[:SCREENED])
         self._looked_at = promising[kept]
         self._held_there = held[kept]
+        index, cues = self._fit.index, self._fit.cues
+        words = [cues[i].split() if " " in cues[i] else [] for i in self._looked_at]
+        # for each cue of several words where these stand alone; -1 is the entry beyond the end
+        padded = [[index.get(word, -1) for word in (*some, *[""] * MAX_WORDS)[:MAX_WORDS]] for some in words]
+        self._words_of = np.array(padded, dtype=np.int64).reshape(-1, MAX_WORDS)
 
     def run(self) -> list[str]:
         """Change the draft step by step; returns what was done, one short line a step."""
@@ -147,13 +164,17 @@ class Search:
             if step is None:
                 break
             done.append(self._line(step))
-        if (
-            self._default_moves
-            and self._values[self._silent].sum() > 0
-            and self._draft.set_default(self._gold)
-        ):
+        if self._default_gain() > 0 and self._draft.set_default(self._gold):
             done.append(f"texts without signs are {self._gold}")
         return done
+
+    def _default_gain(self) -> float:
+        """What it is worth to call rows without signs gold. Rows not shown count like those shown."""
+        if not self._default_moves:
+            return 0.0
+        silent = self._values[self._silent]
+        right, wrong = silent[silent > 0].sum(), silent[silent < 0].sum()
+        return float(right + wrong * self._predicted_rows / max(int((self._values < 0).sum()), 1))
 
     def _first(self, steps: list[Step]) -> Step | None:
         """Take the best of `steps` that can be taken."""
@@ -170,7 +191,9 @@ class Search:
         least = MIN_ROWS * self._right
         has, against = self._has[at], self._against[at]
         new = has == 0
-        may_raise = self._marks_gold[at] & (~new | (self._draft.tokens() < self._max_tokens))
+        # "the refund" beside "refund" would only make the list longer
+        said = (np.append(self._has, 0)[self._words_of] == 3).any(axis=1)
+        may_raise = self._marks_gold[at] & ~(new & said) & (~new | (self._draft.tokens() < self._max_tokens))
         steps = []
         for amount in (1, 2, 3):
             share = self._turned(float(amount))

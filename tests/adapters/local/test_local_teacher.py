@@ -221,7 +221,7 @@ def test_what_tells_failures_from_successes_decides() -> None:
 
 
 def test_a_sign_has_to_gain_more_than_it_spoils() -> None:
-    # "maybe" is commoner in praise, but most rows that hold it are billing, whether they are shown or not
+    # "maybe" is commoner in praise, but most rows that hold it are billing, shown or not
     rows = [Sample(f"a{n}", "maybe" if n < 20 else "x", "praise", "train") for n in range(40)]
     rows += [Sample(f"b{n}", "maybe" if n < 180 else "y", "billing", "train") for n in range(400)]
     fit = fit_local(rows, LABELS, seed=1, dimensions=8)
@@ -229,6 +229,17 @@ def test_a_sign_has_to_gain_more_than_it_spoils() -> None:
     assert resolve(EMPTY, "praise", "billing", rows[:20], rows[40:45], fit).edits == []
     answer = resolve(EMPTY, "praise", "billing", rows[:40], rows[40:], fit)
     assert [READER.clauses(edit.text) for edit in answer.edits] == [[Clause("praise", {"x": 3})]]
+
+
+def test_a_longer_sign_does_not_repeat_a_strong_one() -> None:
+    rows = [Sample(f"a{n}", "many kudos", "praise", "train") for n in range(40)]
+    rows += [Sample(f"b{n}", "bill bill" if n % 2 else "bill", "billing", "train") for n in range(40)]
+    fit = fit_local(rows, LABELS, seed=1, dimensions=8)
+    prompt = EMPTY.with_instruction(Instruction("I01", Clause("billing", {"many": 3, "kudos": 3}).text()))
+    answer = resolve(prompt, "praise", "billing", rows[:40], rows[40:], fit)
+    signs = [cue for edit in answer.edits for one in READER.clauses(edit.text) for cue in one.signs]
+    assert "kudos" in signs or "many" in signs or "many kudos" in signs
+    assert not {"many kudos", "kudos"} <= set(signs)
 
 
 def test_noise_brings_no_edits() -> None:

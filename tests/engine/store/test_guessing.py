@@ -198,6 +198,26 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert sum(guess.labels.values()) == 90
 
 
+def test_rows_without_a_text_are_counted(tmp_path: Path) -> None:
+    frame = table().with_columns(text=pl.when(pl.int_range(pl.len()) < 90).then("text"))
+    assert guess_columns(save(tmp_path, frame)).bad_share == pytest.approx(0.25)
+
+
+def test_columns_without_a_name_of_their_own_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = table().write_csv().splitlines()
+    path.write_text("\n".join([f"{lines[0]},,x,x", *(f"{line},1,2,3" for line in lines[1:])]))
+    assert roles(guess_columns(path)) == ("text", "label", "id", "split")
+    with pytest.raises(DataError, match="column 'x' appears twice in the header"):
+        guess_columns(path, {"label": "x"})
+
+
+def test_columns_of_one_value_hide_no_labels(tmp_path: Path) -> None:
+    frame = table(label="colour").with_columns(pl.lit("same").alias(name) for name in ("a", "b", "c", "d"))
+    guess = guess_columns(save(tmp_path, frame))
+    assert guess.label == "colour"
+
+
 def test_few_rows_of_a_label_are_a_warning(tmp_path: Path) -> None:
     frame = table().with_columns(
         label=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("rare")).otherwise("label")
