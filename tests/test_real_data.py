@@ -1,4 +1,4 @@
-"""The whole job on real data with the local models. Floors lie well under what `pld bench quality` measures."""
+"""The whole job on real data with the local models. Floors lie under what `pld bench quality` measures."""
 
 from __future__ import annotations
 

@@ -131,14 +131,12 @@ class Search:
                 (self._has if label == self._gold else self._against)[index[cue]] = grade
 
     def _rows_with(self, cue: str) -> npt.NDArray[np.intp]:
-        """The shown rows that hold a cue; one that the fit does not know (another hand's) is looked up in them."""
+        """The shown rows that hold a cue. One that the fit does not know is looked for in their texts."""
         i = self._fit.index.get(cue)
         if i is not None:
             return np.asarray(self._held[i].indices, dtype=np.intp)
-        return np.array(
-            [n for n, text in enumerate(self._texts) if contains(" ".join(tokenize(text)), cue)],
-            dtype=np.intp,
-        )
+        held = [contains(" ".join(tokenize(text)), cue) for text in self._texts]
+        return np.flatnonzero(np.array(held, dtype=bool))
 
     def _screen(self) -> None:
         promising = np.flatnonzero(self._marks_gold | (self._against > 0))

@@ -285,10 +285,10 @@ def test_the_policy_is_found_from_the_file_not_from_here(
 
 def test_a_policy_that_cannot_be_read(tmp_path: Path) -> None:
     config = parse_config(tomllib.loads(FULL), base=tmp_path)
-    with pytest.raises(ConfigError, match=r"policy\.md: the policy cannot be read"):
+    with pytest.raises(ConfigError, match=r"policy\.md: the policy \(task\.policy\) cannot be read"):
         config.policy_text()
     (tmp_path / "policy.md").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ConfigError, match=r"policy\.md: the policy cannot be read"):
+    with pytest.raises(ConfigError, match=r"policy\.md: the policy \(task\.policy\) is not UTF-8"):
         config.policy_text()
 
 
@@ -301,7 +301,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML: .*line 1"):
         load_config(tmp_path / "bad.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"bytes\.toml: .*not UTF-8"):
         load_config(tmp_path / "bytes.toml")
 
 
