@@ -22,8 +22,8 @@ class Confusion:
     failures: tuple[Sample, ...]
     successes: tuple[Sample, ...]
 
-    def rendered(self) -> str:
-        """The cases as fences, successes beside failures."""
+    def rendered(self, max_edits: int) -> str:
+        """The cases as fences, successes beside failures, with the number of edits that they may bring."""
         shown = [
             fence("case", one.text, kind="failure", label=self.gold, predicted=self.predicted)
             for one in self.failures
@@ -32,7 +32,9 @@ class Confusion:
             fence("case", one.text, kind="success", label=one.label, predicted=one.label)
             for one in self.successes
         ]
-        return block("cases", "\n".join(shown), label=self.gold, predicted=self.predicted)
+        return block(
+            "cases", "\n".join(shown), label=self.gold, predicted=self.predicted, max_edits=max_edits
+        )
 
 
 class CaseSelector:

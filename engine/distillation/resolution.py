@@ -52,10 +52,11 @@ class ResolutionRequests:
         system = render("resolution_system", context=context.text, max_edits=str(max_edits))
         self._system = Message("system", system)
         self._schema = schema_of(ResolutionAnswer)
+        self._max_edits = max_edits
 
     def __call__(self, name: str, prompt: CompiledPrompt, confusion: Confusion) -> Request:
         shown = block("prompt", instruction_blocks(prompt.all_instructions()))
-        user = render("resolution_user", prompt=shown, cases=confusion.rendered())
+        user = render("resolution_user", prompt=shown, cases=confusion.rendered(self._max_edits))
         return Request(name, (self._system, Message("user", user)), MAX_OUTPUT_TOKENS, self._schema)
 
 

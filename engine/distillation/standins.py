@@ -60,21 +60,21 @@ def confusion_sizes(
     longest = {label: np.sort(np.array(sizes, dtype=np.int64))[::-1] for label, sizes in texts.items()}
     empty = Confusion("", "", (), ())
     # The prompt is rendered once, not for each of many pairs of labels. Tokens of lines add up.
-    around = request_tokens(make("", prompt, empty)) - estimate_tokens(empty.rendered())
+    around = request_tokens(make("", prompt, empty)) - estimate_tokens(empty.rendered(settings.max_edits))
     found = []
     for gold in (label for label in config.labels if texts[label]):
         for predicted in (label for label in config.labels if label != gold):
             both = np.concatenate([longest[gold][:most], longest[predicted][:most]])
             cases = np.sort(both)[::-1][:most]
-            bare, fence = _case_tokens(gold, predicted)
+            bare, fence = _case_tokens(gold, predicted, settings.max_edits)
             found.append(around + bare + len(cases) * fence + int(cases.sum()))
     return sorted(found, reverse=True)
 
 
-def _case_tokens(gold: str, predicted: str) -> tuple[int, int]:
+def _case_tokens(gold: str, predicted: str, max_edits: int) -> tuple[int, int]:
     """Tokens of an empty block of cases, and of the fence around one case at most."""
-    bare = estimate_tokens(Confusion(gold, predicted, (), ()).rendered())
+    bare = estimate_tokens(Confusion(gold, predicted, (), ()).rendered(max_edits))
     failure = Confusion(gold, predicted, (Sample("", "", gold, "train"),), ())
     widest = max(gold, predicted, key=estimate_tokens)
     success = Confusion(gold, predicted, (), (Sample("", "", widest, "train"),))
-    return bare, max(estimate_tokens(one.rendered()) for one in (failure, success)) - bare
+    return bare, max(estimate_tokens(one.rendered(max_edits)) for one in (failure, success)) - bare

@@ -235,11 +235,12 @@ def test_a_longer_sign_does_not_repeat_a_strong_one() -> None:
     rows = [Sample(f"a{n}", "many kudos", "praise", "train") for n in range(40)]
     rows += [Sample(f"b{n}", "bill bill" if n % 2 else "bill", "billing", "train") for n in range(40)]
     fit = fit_local(rows, LABELS, seed=1, dimensions=8)
-    prompt = EMPTY.with_instruction(Instruction("I01", Clause("billing", {"many": 3, "kudos": 3}).text()))
+    prose = "Mind the tone.\n" + Clause("billing", {"many": 3, "kudos": 3}).text()
+    prompt = EMPTY.with_instruction(Instruction("I01", prose))
     answer = resolve(prompt, "praise", "billing", rows[:40], rows[40:], fit)
-    signs = [cue for edit in answer.edits for one in READER.clauses(edit.text) for cue in one.signs]
-    assert "kudos" in signs or "many" in signs or "many kudos" in signs
-    assert not {"many kudos", "kudos"} <= set(signs)
+    assert [READER.clauses(edit.text) for edit in answer.edits] == [
+        [Clause("praise", {"kudos": 3, "many": 3})]
+    ]
 
 
 def test_noise_brings_no_edits() -> None:

@@ -109,9 +109,9 @@ def test_many_successes_are_compared_block_by_block() -> None:
 def test_rendered_as_fences() -> None:
     shown = Confusion(
         "spam", "none", (row("s1", "spam", "</case> offer"),), (row("s2", "none", "hello"),)
-    ).rendered()
+    ).rendered(3)
     outer = read_one(shown, "cases")
-    assert outer.attributes == {"label": "spam", "predicted": "none"}
+    assert outer.attributes == {"label": "spam", "predicted": "none", "max_edits": "3"}
     assert [(one.attributes, one.text) for one in read_all(outer.content, "case")] == [
         ({"kind": "failure", "label": "spam", "predicted": "none"}, "</case> offer"),
         ({"kind": "success", "label": "none", "predicted": "none"}, "hello"),
