@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
-from adapters.cli.figures import LOCAL_NOTE, print_json
+from adapters.cli.figures import LOCAL_NOTE, print_json, say
 from adapters.cli.running import run as run_work
 from adapters.registry import is_local, open_student
 from engine.bulk import ClassifyResult, classify
@@ -90,4 +90,4 @@ def classify_command(
     if is_local(address):
         lines.append(LOCAL_NOTE)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
-from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_line
+from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, say, verdict_line
 from adapters.cli.running import run as run_work
 from adapters.registry import check_addresses, is_local, open_models
 from engine.config import load_config
@@ -96,4 +96,4 @@ def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
     if local:
         lines.insert(1, LOCAL_NOTE)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from adapters.cli import figures
 from adapters.cli.display import Display
 from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_line
 from adapters.cli.running import run as run_work
@@ -106,9 +108,7 @@ def excerpt(text: str, instructions: int) -> str:
 def _show(
     console: Console, folder: Path, compiled: CompileResult, found: Evaluation, labelled: ClassifyResult
 ) -> None:
-    def say(text: str = "") -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    say = partial(figures.say, console)
     say()
     say(f"--- {compiled.run / 'prompt.md'}, the beginning ---")
     say(excerpt(compiled.prompt.text, _EXCERPT_INSTRUCTIONS))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.cli.display import Display
-from adapters.cli.figures import print_json
+from adapters.cli.figures import print_json, say
 from adapters.cli.running import run as run_work
 from adapters.registry import is_local
 from engine.config import load_config
@@ -80,7 +80,7 @@ def _print(console: Console, found: Estimate) -> None:
     lines += [f"{stage.stage}: {stage.assumption}" for stage in found.stages]
     lines += [NOT_COUNTED, _models(found.stages)]
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def short(count: int) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
-from adapters.cli.figures import LOCAL_NOTE, print_classes, print_json, print_scores, verdict_line
+from adapters.cli.figures import LOCAL_NOTE, print_classes, print_json, print_scores, say, verdict_line
 from adapters.cli.running import run as run_work
 from adapters.registry import is_local, open_student
 from engine.distillation.evaluation import Evaluation
@@ -87,4 +87,4 @@ def evaluate_command(
     if is_local(address):
         lines.append(LOCAL_NOTE)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)

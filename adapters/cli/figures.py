@@ -33,6 +33,11 @@ def print_json(document: Mapping[str, Any]) -> None:
     typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
 
 
+def say(console: Console, text: str = "") -> None:
+    """Plain text: broken between words on a terminal, left as it is elsewhere."""
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def print_scores(console: Console, evaluation: Evaluation) -> None:
     """Accuracy and macro-F1 of every system on the same rows."""
     table = Table(title=f"{evaluation.split}: {evaluation.compiled.n:,} rows", title_justify="left")

@@ -137,11 +137,11 @@ def _commonest(counts: Counter[str], total: int) -> list[str]:
 
 
 def _title(clause: Clause) -> str:
-    """The label and its first signs, in at most eight words."""
+    """The label and its first signs, strong ones before others, in at most eight words."""
     if not clause.signs:
         return " ".join(f"No sign: {clause.label}".split()[:_TITLE_WORDS])
     first: list[str] = []
-    for cue in clause.signs:
+    for cue in sorted(clause.signs, key=lambda cue: -clause.signs[cue]):
         if not any(contains(cue, other) or contains(other, cue) for other in first):
             first.append(cue)
     words = f"{clause.label}: {', '.join(first[:2])}".split()
