@@ -23,6 +23,7 @@ from engine.bulk.texts import valid
 from engine.errors import CorruptStoreError, RunError
 from engine.ports import Record
 from engine.scheduler import decode_answer
+from engine.store.rundir import sync_folder
 from engine.types import Answer, Failure, Result
 
 _HEAD = struct.Struct("<Q?II")
@@ -87,7 +88,7 @@ class PartJournal:
                     file.flush()
                     os.fsync(fd)
                 if number not in self._synced:
-                    _sync_folder(self._folder)
+                    sync_folder(self._folder)
                     self._synced.add(number)
             except OSError as exc:
                 raise RunError(
@@ -127,11 +128,3 @@ def _frames(data: bytes) -> Iterator[tuple[int, Result[Answer]]]:
         except CorruptStoreError:  # of another version: asked about again
             return
         yield start, Result(row_id, outcome, "journal")
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -119,7 +119,7 @@ class RunDirectory:
         run_id = found[1] if found else secrets.token_hex(16).encode()
         os.pwrite(fd, b"%s\n%10d\n" % (run_id, os.getpid()), 0)
         os.fsync(fd)
-        _sync_folder(self.path)
+        sync_folder(self.path)
         for folder, _, names in os.walk(self.path):
             for name in filter(_TEMPORARY.fullmatch, names):
                 (Path(folder) / name).unlink(missing_ok=True)
@@ -186,7 +186,7 @@ class RunDirectory:
         with self._errors(f"cannot remove {name}"):
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
 
     def _write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
         path = self._writable(name)
@@ -207,7 +207,7 @@ class RunDirectory:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def _writable(self, name: str) -> Path:
         if not self._locked:
@@ -301,10 +301,11 @@ def _make_folder(path: Path) -> None:
     with suppress(FileExistsError):  # another process was faster
         path.mkdir(mode=0o700)
         path.chmod(0o700)  # whatever the umask took away
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Put a folder's entries on disk: without it a new file may be gone after a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
