@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.blocking import classify_sync, compile_prompt_sync, evaluate_sync
     from engine.bulk import ClassifyResult, classify
     from engine.config import Config, load_config
     from engine.distillation.evaluation import Evaluation
@@ -33,8 +34,11 @@ __all__ = [
     "PldError",
     "StopSignal",
     "classify",
+    "classify_sync",
     "compile_prompt",
+    "compile_prompt_sync",
     "evaluate",
+    "evaluate_sync",
     "load_config",
     "load_prompt",
 ]
@@ -48,6 +52,9 @@ _HOMES = {
     "PldError": "engine.errors",
     "StopSignal": "engine.stopping",
     "classify": "engine.bulk",
+    "classify_sync": "engine.blocking",
+    "compile_prompt_sync": "engine.blocking",
+    "evaluate_sync": "engine.blocking",
     "compile_prompt": "engine.distillation.pipeline",
     "evaluate": "engine.distillation.judging",
     "load_config": "engine.config",

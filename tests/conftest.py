@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# no timed assertions: a busy machine must not fail a property
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if "CI" not in os.environ:  # there Hypothesis has a profile of its own: patient too, and without chance
+    settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent
 

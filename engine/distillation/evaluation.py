@@ -38,6 +38,18 @@ class Evaluation:
     def compiled(self) -> Scores:
         return self.systems["compiled"]
 
+    def _repr_markdown_(self) -> str:
+        """How a notebook shows it."""
+        lines = [f"**{self.split}**, {self.compiled.n:,} rows", ""]
+        lines += ["| system | accuracy | macro-F1 | 95% interval |", "| --- | ---: | ---: | ---: |"]
+        lines += [
+            f"| {name} | {one.accuracy:.3f} | {one.macro_f1:.3f} "
+            f"| {one.ci95.low:.3f} to {one.ci95.high:.3f} |"
+            for name, one in self.systems.items()
+        ]
+        verdict = "none without zero-shot" if self.verdict is None else self.verdict.decision
+        return "\n".join([*lines, "", f"Verdict: **{verdict}**"])
+
     def to_json(self) -> dict[str, Any]:
         """The content of evaluation.json, and what `pld evaluate --json` prints."""
         return {

@@ -32,6 +32,11 @@ class CompileResult:
         """The provisional verdict, in words."""
         return "" if self.validation.verdict is None else self.validation.verdict.decision
 
+    def _repr_markdown_(self) -> str:
+        """How a notebook shows it: the provisional figures, then the prompt."""
+        shown = self.prompt.text.replace("```", "` ` `")
+        return f"{self.validation._repr_markdown_()}\n\n`{self.run}`\n\n```markdown\n{shown}\n```"
+
     def to_json(self) -> dict[str, Any]:
         """What `pld compile --json` prints."""
         compiled = self.validation.compiled

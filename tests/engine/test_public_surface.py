@@ -35,8 +35,11 @@ def test_the_names_of_the_engine() -> None:
         "PldError",
         "StopSignal",
         "classify",
+        "classify_sync",
         "compile_prompt",
+        "compile_prompt_sync",
         "evaluate",
+        "evaluate_sync",
         "load_config",
         "load_prompt",
     ]

@@ -119,3 +119,13 @@ def read_answers(outcomes: Sequence[ChatOutcome | EmbedOutcome]) -> list[str]:
 
 def keep(predictions: Sequence[Prediction]) -> dict[str, str]:
     return {one.id: one.label for one in predictions if one.label is not None}
+
+
+def scripts() -> None:
+    """The same without a word of asyncio."""
+    result = engine.compile_prompt_sync("pld.toml", open_models, max_cost_usd=5.0)
+    assert_type(result, CompileResult)
+    found = engine.evaluate_sync(result.run, open_student("local:"), split="validation")
+    assert_type(found, Evaluation)
+    done = engine.classify_sync(result.prompt, open_student("local:"), "rows.parquet", "out", part_rows=1000)
+    assert_type(done, ClassifyResult)
