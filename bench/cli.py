@@ -22,6 +22,9 @@ def quality_command(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds for each.", min=1)] = 3,
     shuffled: Annotated[bool, typer.Option("--shuffled", help="Also with shuffled training labels.")] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Also score the prompts that `pld compile --ablation` keeps.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Compile and evaluate real data sets with the local models; macro-F1 on test.
@@ -37,7 +40,11 @@ def quality_command(
     _needs_data()
     rows = list(
         quality.measure(
-            names or list(quality.DATA_SETS), list(range(1, seeds + 1)), data_folder(), shuffled=shuffled
+            names or list(quality.DATA_SETS),
+            list(range(1, seeds + 1)),
+            data_folder(),
+            shuffled=shuffled,
+            ablation=ablation,
         )
     )
     _show(rows, {"medians": quality.medians(rows)}, as_json=as_json)

@@ -30,7 +30,7 @@ class Job:
     name: str
     seed: int
     shuffled: bool
-    ablation: bool = True
+    ablation: bool = False
 
 
 def write_job(job: Job, data: Path, folder: Path) -> Path:
@@ -80,13 +80,15 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
     }
 
 
-def measure(names: list[str], seeds: list[int], data: Path, *, shuffled: bool) -> Iterator[dict[str, Any]]:
+def measure(
+    names: list[str], seeds: list[int], data: Path, *, shuffled: bool, ablation: bool
+) -> Iterator[dict[str, Any]]:
     """Every data set with every seed; with `shuffled`, the same on shuffled training labels beside it."""
     for name in names:
         for seed in seeds:
-            yield run_job(Job(name, seed, shuffled=False), data)
+            yield run_job(Job(name, seed, shuffled=False, ablation=ablation), data)
             if shuffled:
-                yield run_job(Job(name, seed, shuffled=True, ablation=False), data)
+                yield run_job(Job(name, seed, shuffled=True), data)
 
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
