@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/pld demo
 
 test: $(STAMP) lint
-	$(BIN)/pytest -q -n 2 -m "not slow and not vllm"
+	$(BIN)/pytest -q -n 2 -m "not slow and not vllm" -rs
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -n 2 -m "slow" -rs
