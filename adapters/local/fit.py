@@ -192,7 +192,7 @@ def fit_local(train: Sequence[Sample], labels: Sequence[str], seed: int, dimensi
         rows=tuple(sizes.tolist()),
         cues=tuple(cues[i] for i in kept),
         counts=counts[kept],
-        default=names[int(sizes.argmax())],
+        default=names[int(np.argmax(sizes))],
         axis_cues=(),
         axes=np.zeros((0, 0), dtype=np.float32),
     )

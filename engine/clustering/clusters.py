@@ -130,7 +130,7 @@ def _rows_by_group(groups: Sequence[str] | None, n: int) -> Iterator[tuple[str |
 def _members(labels: IntVector) -> list[IntVector]:
     """The row numbers of each cluster, ascending, by cluster number."""
     order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(labels.max(initial=-1) + 2))
+    bounds = np.searchsorted(labels[order], np.arange(int(np.max(labels, initial=-1)) + 2))
     return [order[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
