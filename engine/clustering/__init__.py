@@ -4,7 +4,7 @@ Everything here is synchronous and CPU-bound: asynchronous callers use `asyncio.
 threads, so a process that has clustered must start others with `spawn`, never `fork`.
 """
 
-from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, representatives
+from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, inward
 from engine.clustering.exact import dbscan
 
-__all__ = ["Cluster", "Clustering", "LongTail", "cluster_rules", "dbscan", "representatives"]
+__all__ = ["Cluster", "Clustering", "LongTail", "cluster_rules", "dbscan", "inward"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.clustering.exact import dbscan, distinct_rows
+from engine.clustering.exact import dbscan
 from engine.clustering.graph import BoolVector, IntVector
 from engine.types import FloatVector
 
@@ -101,19 +101,13 @@ def cluster_rules(
     return Clustering(labels, core, tuple(clusters), LongTail(tail, nearest[tail], cosine[tail]))
 
 
-def representatives(vectors: FloatVector, cluster: Cluster, k: int) -> IntVector:
-    """Up to `k` members with distinct vectors, nearest to the centroid first: row numbers, int64.
+def inward(vectors: FloatVector, cluster: Cluster) -> IntVector:
+    """The members of `cluster`, nearest to its centroid first: row numbers, int64.
 
-    `vectors` are the ones that were clustered. Of equal rows the first stands for all; of rows equally near
-    the first goes first. Raises `ValueError` for a negative `k`.
+    `vectors` are the ones that were clustered. Of rows equally near the first goes first.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative: {k}")
-    members = vectors[cluster.members]
-    first, _ = distinct_rows(members)
-    nearness = members[first] @ cluster.centroid
-    order = np.argsort(-nearness, kind="stable")[:k]
-    return cluster.members[first[order]]
+    nearness = vectors[cluster.members] @ cluster.centroid
+    return cluster.members[np.argsort(-nearness, kind="stable")]
 
 
 def _rows_by_group(groups: Sequence[str] | None, n: int) -> Iterator[tuple[str | None, IntVector]]:

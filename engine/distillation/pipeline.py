@@ -15,9 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from engine.clustering import Clustering, cluster_rules
+from engine.clustering import Clustering, cluster_rules, inward
 from engine.config import ChatRole, ClusterConfig, Config, load_config
 from engine.distillation import embedding, evaluation, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
@@ -251,9 +249,7 @@ class _Compilation:
     ) -> CompiledPrompt:
         clusters = {}
         for cluster in clustering.clusters:
-            nearness = vectors[cluster.members] @ cluster.centroid
-            inward = cluster.members[np.argsort(-nearness, kind="stable")]
-            clusters[cluster.number] = [rules[row] for row in inward]
+            clusters[cluster.number] = [rules[row] for row in inward(vectors, cluster)]
         prompt = CompiledPrompt(self._config.task.description, self._config.task.labels)
         if not clusters:
             self._session.emit(

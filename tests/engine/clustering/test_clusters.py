@@ -1,4 +1,4 @@
-"""What is told of the clusters: members, centroids, the long tail, representatives."""
+"""What is told of the clusters: members, centroids, the long tail, the way inward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.clustering import Clustering, cluster_rules, dbscan, representatives
+from engine.clustering import Clustering, cluster_rules, dbscan, inward
 from engine.types import FloatVector
 
 
@@ -119,16 +119,12 @@ def test_groups_must_match_the_rows() -> None:
         cluster_rules(angles(0, 1, 2), ["a"], eps=0.4, min_samples=2)
 
 
-def test_representatives_are_distinct_and_nearest_first() -> None:
+def test_inward_goes_from_the_nearest_member_to_the_farthest() -> None:
     vectors = angles(90, 20, 0, 10, 10, 9, 0)
     cluster = cluster_rules(vectors, None, eps=0.1, min_samples=3).clusters[0]
     assert cluster.members.tolist() == [1, 2, 3, 4, 5, 6]
-    # the mean direction lies at about 8 degrees
-    assert representatives(vectors, cluster, 3).tolist() == [5, 3, 2]
-    assert representatives(vectors, cluster, 99).tolist() == [5, 3, 2, 1]
-    assert representatives(vectors, cluster, 0).tolist() == []
-    with pytest.raises(ValueError, match="negative"):
-        representatives(vectors, cluster, -1)
+    # the mean direction lies at about 8 degrees; equal rows stay in their order
+    assert inward(vectors, cluster).tolist() == [5, 3, 4, 2, 6, 1]
 
 
 def test_two_runs_give_the_same_bytes() -> None:
