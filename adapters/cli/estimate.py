@@ -12,7 +12,7 @@ from rich.table import Table
 from adapters.cli.display import Display
 from adapters.cli.figures import print_json, say
 from adapters.cli.running import run as run_work
-from adapters.registry import is_local
+from adapters.registry import check_addresses
 from engine.config import load_config
 from engine.distillation.estimating import Estimate, StageEstimate, estimate
 from engine.stopping import StopSignal
@@ -40,11 +40,7 @@ def estimate_command(
 
     async def work(stop: StopSignal) -> Estimate:
         settings = load_config(config)
-        for address in (
-            settings.role(role).model for role in ("teacher", "synthesizer", "resolver", "student")
-        ):
-            is_local(address)
-        is_local(settings.embedder.model)
+        check_addresses(settings)
         return await estimate(settings, emit=display, stop=stop)
 
     found = run_work(work, display)
