@@ -1,0 +1,27 @@
+"""A fake LLM server: OpenAI's and Gemini's HTTP on loopback, with limits, latency and faults on demand.
+
+    with FakeServer(requests_per_minute=600, faults={"error_500": 0.05}) as server:
+        ...  # a client against server.url + "/v1"
+        print(server.seen())
+
+`serving` is the same inside a running event loop, `ceiling` measures the server itself.
+"""
+
+from bench.fake_server.behaviour import FAULTS, Behaviour, FaultName, read_behaviour
+from bench.fake_server.ceiling import Ceiling, ceiling
+from bench.fake_server.faults import body_key
+from bench.fake_server.process import FakeServer
+from bench.fake_server.server import Server, serving
+
+__all__ = [
+    "FAULTS",
+    "Behaviour",
+    "Ceiling",
+    "FakeServer",
+    "FaultName",
+    "Server",
+    "body_key",
+    "ceiling",
+    "read_behaviour",
+    "serving",
+]
