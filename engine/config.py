@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,6 +15,9 @@ from engine.errors import ConfigError
 
 ChatRole: TypeAlias = Literal["teacher", "synthesizer", "resolver", "student"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ThinkingLevel: TypeAlias = Literal["minimal", "low", "medium", "high"]
+Thinking: TypeAlias = ThinkingLevel | int
+"""How much a model may think: a level, or a number of tokens."""
 
 
 def can_be_label(label: str) -> bool:
@@ -126,7 +130,10 @@ class ModelConfig(_Table):
     model: str = Field(
         "local:",
         min_length=1,
-        description="The model's address, KIND:NAME. `local:`, without a name, needs no key, account or GPU.",
+        description="The model's address. `local:` needs no key, account or GPU; `openai:NAME` is a model of "
+        "api.openai.com, `openai:NAME@http://host:port/v1` one of another server with its API (several with "
+        "commas); `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where "
+        "`GOOGLE_GENAI_USE_VERTEXAI` is `true`.",
     )
     requests_per_minute: int | None = Field(
         None, gt=0, description="Requests sent in any minute, at most; unset: no limit."
@@ -137,12 +144,66 @@ class ModelConfig(_Table):
     concurrency: int | None = Field(
         None, gt=0, description="Requests in flight at most; unset: 64, or one batch of an in-process model."
     )
+    timeout_s: float = Field(
+        300.0, gt=0, description="Seconds after which one attempt over the network is given up and repeated."
+    )
+    api_key_env: str | None = Field(
+        None,
+        description="Name of the environment variable with the key for the model's server; unset: "
+        "`OPENAI_API_KEY` for api.openai.com, `GEMINI_API_KEY` or `GOOGLE_API_KEY` for the Gemini API, no "
+        "key for any other server.",
+    )
+    max_input_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens that may be put into one request to a server; unset: 32,000. Not for [embedder].",
+    )
+    thinking: Thinking | None = Field(
+        None,
+        description="How much a `gemini:` model may think before it answers: a level, or a number of tokens "
+        "(Gemini 2.5 takes only that; 0: none at all). Billed as output; unset: the model's own default. Not "
+        "for [embedder].",
+    )
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _level_or_tokens(cls, value: Any) -> Any:
+        if value is None or value in get_args(ThinkingLevel) or (type(value) is int and value >= 0):
+            return value
+        raise ValueError('write "minimal", "low", "medium" or "high", or a number of tokens')
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+            # the value is not shown: it may be the key
+            raise ValueError("write the name of an environment variable, in capitals, not the key itself")
+        return value
 
 
 class EmbedderConfig(ModelConfig):
     """The embedder, and how long its vectors are."""
 
-    dimensions: int = Field(768, ge=2, description="Length of the vectors, at most; `local:` uses fewer.")
+    dimensions: int = Field(
+        768,
+        ge=2,
+        description="Length of the vectors, at most; `local:` uses fewer, and a model whose vectors may not "
+        "be cut keeps its own.",
+    )
+
+    @field_validator("max_input_tokens")
+    @classmethod
+    def _one_text_at_a_time(cls, value: int | None) -> int | None:
+        if value is not None:
+            raise ValueError("is for models that write; an embedder takes one rule at a time")
+        return value
+
+    @field_validator("thinking")
+    @classmethod
+    def _does_not_think(cls, value: Thinking | None) -> Thinking | None:
+        if value is not None:
+            raise ValueError("is for models that write; an embedder does not think")
+        return value
 
 
 class ClusterConfig(_Table):
@@ -193,6 +254,13 @@ class ResolveConfig(_Table):
     )
 
 
+class PriceConfig(_Table):
+    """What a model's tokens cost, in US dollars per million."""
+
+    input: float = Field(ge=0, description="US dollars per million input tokens.")
+    output: float = Field(0.0, ge=0, description="US dollars per million output tokens, thinking included.")
+
+
 class RunConfig(_Table):
     """What holds for the whole run."""
 
@@ -228,6 +296,10 @@ class Config(_Table):
         ModelConfig(), description="The small model that the prompt is compiled for, and that classifies."
     )
     run: RunConfig = RunConfig()
+    prices: dict[str, PriceConfig] = Field(
+        {},
+        description="What models cost, by the name in their address; goes before the built-in price table.",
+    )
     base: Path = Field(Path(), exclude=True, repr=False)
 
     @model_validator(mode="after")
@@ -321,6 +393,7 @@ def _known_keys(table: list[str]) -> list[str]:
         "cluster": ClusterConfig,
         "resolve": ResolveConfig,
         "run": RunConfig,
+        "prices": PriceConfig,
     }
     return list(tables.get(table[0], ModelConfig).model_fields)
 

@@ -67,6 +67,8 @@ def _tables() -> Iterator[str]:
             yield f"The keys of [{shown[known]}]{', and:' if table is not known else '.'}\n"
             keys = {key: one for key, one in keys.items() if key not in known.model_fields}
         shown.setdefault(table, name)
+        if get_origin(field.annotation) is dict:
+            yield f'A table of its own for each, `[{name}."NAME"]`:\n'
         if keys:
             yield from _rows(keys)
             yield ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +13,41 @@ class StageStarted:
     total: int | None = None
 
 
+Bottleneck: TypeAlias = Literal["limit", "server", "client", "source", "pause", "cost", "disk"]
+"""What a stage waits for: its own rate limits; the model, with all slots taken; this process's CPU; the rows
+it is fed with; a pause that the provider asked for; money set aside for requests in flight; answers being
+written to disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneVitals:
+    """How one model is being asked just now; rates are those of the last few seconds.
+
+    `concurrency` is how many requests may be in flight at present. Limits and `cap_usd` are None where there
+    are none. `loop_lag_s` is the 99th percentile of how late the event loop came to a timer; `cpu_share` the
+    part of one core that this process used.
+    """
+
+    model: str
+    in_flight: int
+    concurrency: int
+    requests_per_s: float
+    requests_per_minute_limit: int | None
+    tokens_per_minute: float
+    tokens_per_minute_limit: int | None
+    spent_usd: float
+    cap_usd: float | None
+    bottleneck: Bottleneck
+    loop_lag_s: float
+    cpu_share: float
+
+
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """Running totals of one stage. Everything counted here is on disk (C2)."""
+    """Running totals of one stage. Everything counted here is on disk (C2).
+
+    `lane` tells how the model is being asked; None where the stage asks none.
+    """
 
     stage: str
     done: int
@@ -27,6 +59,7 @@ class StageProgress:
     input_tokens: int
     output_tokens: int
     cost_usd: float
+    lane: LaneVitals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +70,28 @@ class StageFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempted:
+    """An attempt brought no answer. `delay_s` says when it is tried again; None: it is given up."""
+
+    stage: str
+    model: str
+    request_id: str
+    attempt: int
+    reason: str
+    delay_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyChanged:
+    """The provider asked for fewer requests. `pause_s`: how long nothing is sent."""
+
+    stage: str
+    model: str
+    concurrency: int
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """One line that the user should read. `warning` marks what may spoil the result."""
 
@@ -44,7 +99,7 @@ class Notice:
     warning: bool = False
 
 
-Event: TypeAlias = StageStarted | StageProgress | StageFinished | Notice
+Event: TypeAlias = StageStarted | StageProgress | StageFinished | Attempted | ConcurrencyChanged | Notice
 EventSink: TypeAlias = Callable[[Event], None]
 """Called on the event loop's thread; must return at once and must not raise."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from engine.types import ChatOutcome, EmbedOutcome, Failure, Request, Usage
 
@@ -17,10 +17,15 @@ Within: TypeAlias = Literal["all", "label"]
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per million tokens. Output includes thinking. All zero: nobody is billed."""
+    """US dollars per million tokens. Output includes thinking. All zero: nobody is billed.
+
+    `thinking_tokens` is the most that one request can be billed beyond its `max_output_tokens`, by a model
+    that thinks outside of that bound.
+    """
 
     input_usd: float = 0.0
     output_usd: float = 0.0
+    thinking_tokens: int = 0
 
     def cost_usd(self, usage: Usage) -> float:
         """What `usage` is billed at most: cached input is counted at the full price."""
@@ -126,8 +131,7 @@ class TokenCounter(Protocol):
     async def count(self, texts: Sequence[str]) -> Sequence[int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One outcome to be kept: an encoded answer, or the failure that ended all retries; never both."""
 
     key: bytes
@@ -160,8 +164,7 @@ class Journal(Protocol):
     async def commit(self, records: Sequence[Record]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """What a request may cost at most: held from before it is sent until it is settled."""
 
     tokens: int

@@ -80,38 +80,50 @@ class Request:
 
     def digest(self, model: str) -> bytes:
         """The 32-byte cache key of this request to `model` (C3)."""
-        parts = [
+        index = self.index if self.temperature > 0 else None
+        # the long part, schema and system prompt, is the same for every row: it is hashed once
+        state = _shared_state(
             model,
-            repr((self.max_output_tokens, self.choices, self.temperature)),
-            repr(self.index) if self.temperature > 0 else "",
-            "" if self.schema is None else _schema_text(self.schema.name, repr(self.schema.json_schema)),
-        ]
-        state = hashlib.sha256(_framed("\x00".join(parts)))
-        for message in self.messages:
-            state.update(_content_digest(message.role, message.content))
+            self.max_output_tokens,
+            self.choices,
+            self.temperature,
+            index,
+            self.schema,
+            self.messages[:-1],
+        ).copy()
+        if self.messages:
+            state.update(_message_bytes(self.messages[-1]))
         return state.digest()
 
 
-def _schema_text(name: str, json_schema: str) -> str:
-    return f"{name}:{json_schema}"
+@lru_cache(maxsize=64)
+def _shared_state(  # noqa: PLR0917 - lru_cache wants positions to be quick
+    model: str,
+    max_output_tokens: int,
+    choices: tuple[str, ...],
+    temperature: float,
+    index: int | None,
+    schema: AnswerSchema | None,
+    messages: tuple[Message, ...],
+) -> hashlib._Hash:
+    # 0 and 0.0 are one key of this cache, so they must be one text
+    parameters = (max_output_tokens, choices, float(temperature), index, schema and schema.name)
+    state = hashlib.sha256(_framed(model) + _framed(repr(parameters)))
+    state.update(_framed("" if schema is None else repr(schema.json_schema)))
+    for message in messages:
+        state.update(_message_bytes(message))
+    return state
+
+
+def _message_bytes(message: Message) -> bytes:
+    data = message.content.encode("utf-8", "surrogatepass")
+    return b"%b:%d:%b" % (message.role.encode(), len(data), data)
 
 
 def _framed(text: str) -> bytes:
     # surrogatepass: a lone surrogate in a row must not stop the job; utf-8 would refuse it
     data = text.encode("utf-8", "surrogatepass")
     return len(data).to_bytes(8, "big") + data
-
-
-def _content_digest(role: str, content: str) -> bytes:
-    # system prompts are long and shared by every row: hash each once
-    return _long_digest(role, content) if len(content) > 2000 else _short_digest(role, content)
-
-
-def _short_digest(role: str, content: str) -> bytes:
-    return hashlib.sha256(_framed(role) + _framed(content)).digest()
-
-
-_long_digest = lru_cache(maxsize=256)(_short_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +182,17 @@ class Embedding:
 class Retry:
     """An adapter's verdict on a failed attempt; the scheduler alone acts on it.
 
-    `no`: asking again would fail again. `transient`: worth another try. `rate_limited`: the provider asks
+    `no`: asking again would fail again. `doubtful`: it looks permanent, but gateways also say it in passing;
+    the same reason three times is believed. `transient`: worth another try. `rate_limited`: the provider asks
     everyone to wait, `after_s` seconds where it says how long (None: unknown); it costs no attempt.
     """
 
-    kind: Literal["no", "transient", "rate_limited"]
+    kind: Literal["no", "doubtful", "transient", "rate_limited"]
     after_s: float | None = None
 
 
 NO_RETRY = Retry("no")
+DOUBTFUL = Retry("doubtful")
 TRANSIENT = Retry("transient")
 
 
@@ -190,13 +204,15 @@ def rate_limited(after_s: float | None = None) -> Retry:
 class AttemptFailure:
     """One attempt that brought no answer. Never carries the row's text.
 
-    `billed` is what the attempt cost all the same (a cut answer); None: nothing, or unknown.
+    `billed` is what the attempt cost all the same (a cut answer); None: nothing. `unknown_bill`: it may have
+    been billed, and nobody will tell; it then counts with the most that it can cost.
     """
 
     reason: str
     detail: str = ""
     retry: Retry = NO_RETRY
     billed: Usage | None = None
+    unknown_bill: bool = False
 
 
 ChatOutcome: TypeAlias = Answer | AttemptFailure

@@ -46,8 +46,10 @@ async def ask(
     asked: Asked[AnswerT] = Asked()
     second: dict[str, Request] = {}
 
-    async def pass_over(requests: Iterable[Request], sent: dict[str, Request], *, last: bool) -> None:
-        async with lane.stream(requests, stage=stage) as results:
+    async def pass_over(
+        requests: Iterable[Request], total: int, sent: dict[str, Request], *, last: bool
+    ) -> None:
+        async with lane.stream(requests, stage=stage, total=total) as results:
             async for result in results:
                 request = sent.pop(result.id)
                 if isinstance(result.outcome, Failure):
@@ -74,12 +76,12 @@ async def ask(
             yield request
 
     sent: dict[str, Request] = {}
-    await pass_over(remember(map(make, ids), sent), sent, last=not again)
+    await pass_over(remember(map(make, ids), sent), len(ids), sent, last=not again)
     if second:
         asked.asked_again = len(second)
         # in the order of ids, not of completion: the order of requests must not depend on timing
         repeats = [second[one] for one in ids if one in second]
-        await pass_over(repeats, dict(second), last=True)
+        await pass_over(repeats, len(repeats), dict(second), last=True)
     return asked
 
 

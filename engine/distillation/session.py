@@ -47,6 +47,7 @@ def limits_of(settings: ModelConfig) -> Limits:
         concurrency=settings.concurrency,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
+        timeout_s=settings.timeout_s,
     )
 
 

@@ -56,6 +56,10 @@ class Budget:
             settled = asyncio.get_running_loop().create_future()
             self._waiters.append(settled)
             await settled
+        self.take(cost_usd)
+
+    def take(self, cost_usd: float) -> None:
+        """Set `cost_usd` aside now; only where it `fits`."""
         self._reserved += _units(cost_usd)
 
     def settle(self, reserved_usd: float, used_usd: float | None) -> None:

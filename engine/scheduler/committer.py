@@ -95,4 +95,3 @@ class Committer(Generic[QuestionT, ReplyT]):
             if job.outcome is not None:
                 stream.deliver(job, job.outcome, "sent")
         stream.lane.wake()
-        stream.progress()

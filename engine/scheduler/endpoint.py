@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from engine.ports import FREE, ChatModel, Embedder, Price
@@ -36,18 +36,24 @@ ReplyT = TypeVar("ReplyT", bound=Reply)
 class Endpoint(ABC, Generic[QuestionT, ReplyT]):
     """One model, its price and its way of keeping answers.
 
-    `max_input_tokens` is what a request may hold; of an embedder that is not known, so it is no limit.
+    `call` gives one outcome per request, in order. `max_input_tokens` is what a request may hold; of an
+    embedder that is not known, so it is no limit.
     """
 
-    def __init__(self, name: str, max_batch: int, price: Price | None, max_input_tokens: int) -> None:
+    def __init__(
+        self,
+        call: Callable[[Sequence[QuestionT]], Awaitable[Sequence[ReplyT | AttemptFailure]]],
+        *,
+        name: str,
+        max_batch: int,
+        price: Price | None,
+        max_input_tokens: int,
+    ) -> None:
+        self.call = call
         self.name = name
         self.max_batch = max_batch
         self.max_input_tokens = max_input_tokens
         self.price = FREE if price is None else price
-
-    @abstractmethod
-    async def call(self, requests: Sequence[QuestionT]) -> Sequence[ReplyT | AttemptFailure]:
-        """One outcome per request, in order."""
 
     @abstractmethod
     def encode(self, answer: ReplyT) -> bytes: ...
@@ -60,17 +66,22 @@ class Endpoint(ABC, Generic[QuestionT, ReplyT]):
         """Every text of the request that is billed as input."""
 
     @abstractmethod
-    def _max_output_tokens(self, request: QuestionT) -> int: ...
+    def max_output_tokens(self, request: QuestionT) -> int:
+        """The most tokens an answer may have."""
+
+    @abstractmethod
+    def characters(self, request: QuestionT) -> int:
+        """How long its input is; what all requests of a stage share may be left out."""
 
     def estimated_tokens(self, request: QuestionT) -> int:
         """About what the request counts against tokens per minute, with its output in full."""
-        return input_tokens(self._input(request), estimate_tokens) + self._max_output_tokens(request)
+        return input_tokens(self._input(request), estimate_tokens) + self.max_output_tokens(request)
 
     def most_cost_usd(self, request: QuestionT) -> float:
         """The most that the request can be billed: no tokenizer makes more of the input than its bytes."""
         if self.price == FREE:
             return 0.0
-        usage = Usage(input_tokens(self._input(request), most_tokens), self._max_output_tokens(request))
+        usage = Usage(input_tokens(self._input(request), most_tokens), self.max_output_tokens(request))
         return self.price.cost_usd(usage)
 
 
@@ -78,11 +89,13 @@ class ChatEndpoint(Endpoint[Request, Answer]):
     """A `ChatModel`."""
 
     def __init__(self, model: ChatModel) -> None:
-        super().__init__(model.name, model.max_batch, model.price, model.max_input_tokens)
-        self._model = model
-
-    async def call(self, requests: Sequence[Request]) -> Sequence[Answer | AttemptFailure]:
-        return await self._model.complete(requests)
+        super().__init__(
+            model.complete,
+            name=model.name,
+            max_batch=model.max_batch,
+            price=model.price,
+            max_input_tokens=model.max_input_tokens,
+        )
 
     def encode(self, answer: Answer) -> bytes:
         return encode_answer(answer)
@@ -90,21 +103,32 @@ class ChatEndpoint(Endpoint[Request, Answer]):
     def decode(self, payload: bytes) -> Answer:
         return decode_answer(payload)
 
+    def characters(self, request: Request) -> int:
+        """The messages' length."""
+        return sum([len(message.content) for message in request.messages])
+
     def _input(self, request: Request) -> Iterable[str]:
         return billed_texts(request)
 
-    def _max_output_tokens(self, request: Request) -> int:
-        return request.max_output_tokens
+    def max_output_tokens(self, request: Request) -> int:
+        """The request's own bound, and what the model may think beside it."""
+        return request.max_output_tokens + self.price.thinking_tokens
 
 
 class EmbedEndpoint(Endpoint[EmbedRequest, Embedding]):
     """An `Embedder`."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__(embedder.name, embedder.max_batch, embedder.price, sys.maxsize)
+        super().__init__(
+            self._embed,
+            name=embedder.name,
+            max_batch=embedder.max_batch,
+            price=embedder.price,
+            max_input_tokens=sys.maxsize,
+        )
         self._embedder = embedder
 
-    async def call(self, requests: Sequence[EmbedRequest]) -> Sequence[Embedding | AttemptFailure]:
+    async def _embed(self, requests: Sequence[EmbedRequest]) -> Sequence[Embedding | AttemptFailure]:
         return await self._embedder.embed([request.text for request in requests])
 
     def encode(self, answer: Embedding) -> bytes:
@@ -113,8 +137,13 @@ class EmbedEndpoint(Endpoint[EmbedRequest, Embedding]):
     def decode(self, payload: bytes) -> Embedding:
         return decode_embedding(payload)
 
+    def characters(self, request: EmbedRequest) -> int:
+        """The text's length."""
+        return len(request.text)
+
     def _input(self, request: EmbedRequest) -> Iterable[str]:
         yield request.text
 
-    def _max_output_tokens(self, request: EmbedRequest) -> int:  # noqa: ARG002 - embedders write nothing
+    def max_output_tokens(self, request: EmbedRequest) -> int:  # noqa: ARG002
+        """Embedders write nothing."""
         return 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic
 
+from engine.events import Bottleneck
 from engine.ports import Journal
 from engine.scheduler.endpoint import QuestionT, ReplyT
 from engine.scheduler.job import Job
@@ -34,6 +35,13 @@ class Feeder(Generic[QuestionT, ReplyT]):
         self.busy = True
         self.blocked = False
         self.exhausted = False
+
+    @property
+    def waits_for(self) -> Bottleneck:
+        """Why nothing is ready to be sent."""
+        if self.exhausted:
+            return "server"
+        return "client" if self.blocked else "source"
 
     async def run(self) -> None:
         """Feed until the iterable ends."""
@@ -125,12 +133,12 @@ class Feeder(Generic[QuestionT, ReplyT]):
         jobs = stream.scheduler.jobs
         model = stream.lane.name
         fresh: list[Job[QuestionT, ReplyT]] = []
-        for request in chunk:
+        for number, request in enumerate(chunk, stream.pulled):
             key = request.digest(model)
             if (job := jobs.get(key)) is not None:
-                job.waiting.append((stream, request))
+                job.waiting.append((stream, request, number))
             else:
-                jobs[key] = job = Job(key, request, stream)
+                jobs[key] = job = Job(key, request, stream, number)
                 fresh.append(job)
         stream.pulled += len(chunk)
         if stream.scheduler.journal is None:
@@ -151,7 +159,6 @@ class Feeder(Generic[QuestionT, ReplyT]):
             else:
                 stream.deliver(job, stream.lane.model.decode(known), "cached")
         stream.dispatcher.enqueue(missing)
-        stream.progress()
 
     def _idle(self) -> None:
         self.busy = False

@@ -12,7 +12,7 @@ from engine.types import Failure, Usage
 if TYPE_CHECKING:
     from engine.scheduler.stream import Stream
 
-_NO_USAGE = Usage()
+NO_USAGE = Usage()
 
 Source = Literal["sent", "cached", "journal", "shared"]
 
@@ -21,22 +21,27 @@ Source = Literal["sent", "cached", "journal", "shared"]
 class Job(Generic[QuestionT, ReplyT]):
     """A request, who waits for it, and what it has cost so far.
 
-    `waiting` are equal requests, with the streams that asked them: they are answered along with it. `sent`:
-    a model has seen it. `open`: it counts as sent and not yet on disk (C2).
+    `number` is its place in its stream. `waiting` are equal requests, with the streams that asked them and
+    their places: they are answered along with it. `sent`: a model has seen it. `open`: it counts as sent and
+    not yet on disk (C2). `size`: characters that are billed as input, 0 where nobody has counted them.
     """
 
     key: bytes
     request: QuestionT
     stream: Stream[QuestionT, ReplyT]
-    waiting: list[tuple[Stream[QuestionT, ReplyT], QuestionT]] = field(default_factory=list)
+    number: int = 0
+    waiting: list[tuple[Stream[QuestionT, ReplyT], QuestionT, int]] = field(default_factory=list)
     attempts: int = 0
     sent: bool = False
     open: bool = False
     first_sent_at: float = 0.0
     sent_at: float = 0.0
     rate_limited_s: float = 0.0
+    last_reason: str = ""
+    same_failures: int = 0
+    size: int = 0
     need: Reservation | None = None
-    usage: Usage = _NO_USAGE
+    usage: Usage = NO_USAGE
     cost_usd: float = 0.0
     outcome: ReplyT | Failure | None = None
 
@@ -59,7 +64,7 @@ class Job(Generic[QuestionT, ReplyT]):
     def charge(self, usage: Usage, cost_usd: float) -> None:
         """Add what one attempt was billed."""
         self.cost_usd += cost_usd
-        self.usage = usage if self.usage == _NO_USAGE else _sum(self.usage, usage)
+        self.usage = usage if self.usage is NO_USAGE else _sum(self.usage, usage)
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

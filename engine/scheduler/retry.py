@@ -17,6 +17,9 @@ class RetryPolicy:
     - `attempt_deadline_s` bounds one attempt from the moment it is sent; only for models that take one
       request at a time (a batch of an in-process model takes as long as it takes). None: no deadline.
     - A rate limit burns no attempt; a request that was held up by them for `max_rate_limited_s` is given up.
+    - `believed_after`: a `doubtful` failure is final when it has come so many times in a row.
+    - `retry_share`: more repeated attempts than this share of the answers (and a first round for every slot)
+      stop the job: something is wrong that waiting does not cure.
     - `same_failures`: a job whose first outcomes, so many of them, all fail alike is stopped.
     """
 
@@ -26,8 +29,10 @@ class RetryPolicy:
     max_total_s: float = 1800.0
     attempt_deadline_s: float | None = 300.0
     max_rate_limited_s: float = 900.0
-    first_pause_s: float = 1.0
+    first_pause_s: float = 0.5
     max_pause_s: float = 60.0
+    believed_after: int = 3
+    retry_share: float = 1.0
     same_failures: int = 20
 
     def delay_s(self, attempts: int, elapsed_s: float, retry: Retry, rng: random.Random) -> float | None:
@@ -51,29 +56,53 @@ class Pause:
         self._policy = policy
         self._clock = clock
         self._began_at = -1.0
-        self._until = 0.0
         self._episodes = 0
+        self.until = 0.0
+        """The moment, by the clock, from which requests may be sent."""
 
     def remaining_s(self) -> float:
         """Seconds until requests may be sent again, 0 for now."""
-        return max(0.0, self._until - self._clock.monotonic())
+        return max(0.0, self.until - self._clock.monotonic())
 
-    def extend(self, sent_at: float, after_s: float | None) -> None:
-        """Take note of a refusal of a request that was sent at `sent_at`."""
+    def extend(self, sent_at: float, after_s: float | None) -> bool:
+        """Take note of a refusal of a request that was sent at `sent_at`; whether a new episode begins."""
         now = self._clock.monotonic()
-        if sent_at >= self._began_at and now >= self._until:
+        if sent_at >= self._began_at and now >= self.until:
             self._began_at = now
             self._episodes += 1
             unknown = self._policy.first_pause_s * 2.0 ** min(self._episodes - 1, 20)
-            self._until = now + (min(unknown, self._policy.max_pause_s) if after_s is None else after_s)
-        elif after_s is not None:
-            self._until = max(self._until, now + after_s)
-
-    @property
-    def until(self) -> float:
-        """The moment, by the clock, from which requests may be sent."""
-        return self._until
+            self.until = now + (min(unknown, self._policy.max_pause_s) if after_s is None else after_s)
+            return True
+        if after_s is not None:
+            self.until = max(self.until, now + after_s)
+        return False
 
     def answered(self) -> None:
         """An answer came through: the next pause of unknown length is a short one again."""
         self._episodes = 0
+
+
+class RetryBudget:
+    """How many attempts of a lane may be repeated: a share of the answers, and `first` before there are any.
+
+    Old answers do not count for ever: an outage after a million of them is noticed as soon as an early one.
+    """
+
+    def __init__(self, share: float, first: int) -> None:
+        self._share = share
+        self._left = float(first)
+        self._most = 4.0 * first
+        self.spent = 0
+
+    def answered(self) -> None:
+        """An answer came: that much more may be repeated."""
+        if self._left < self._most:
+            self._left += self._share
+
+    def take(self) -> bool:
+        """Count one attempt that is to be repeated; False: no more of them."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        self.spent += 1
+        return True

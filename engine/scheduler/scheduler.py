@@ -18,6 +18,7 @@ from engine.scheduler.limits import Limits
 from engine.scheduler.retry import RetryPolicy
 from engine.scheduler.stream import Stream
 from engine.scheduler.totals import Totals
+from engine.scheduler.vitals import Heartbeat
 from engine.types import Answer, Embedding, EmbedRequest, Request
 
 
@@ -52,7 +53,9 @@ class Scheduler:
         self.policy = policy or RetryPolicy()
         self.stopping = False
         self.jobs: dict[bytes, Job[Any, Any]] = {}  # every request under way, by its key (C3)
+        self.heartbeat = Heartbeat(self._beat)
         self._streams: set[Stream[Any, Any]] = set()
+        self._seen = 0
         self._stages: dict[str, Totals] = {}
 
     def chat(self, model: ChatModel, limits: Limits = Limits()) -> Lane[Request, Answer]:  # noqa: B008 - frozen
@@ -95,16 +98,28 @@ class Scheduler:
     def opened(self, stream: Stream[Any, Any]) -> None:
         """A stream has begun."""
         self._streams.add(stream)
+        self.heartbeat.start()
 
     def closed(self, stream: Stream[Any, Any]) -> None:
         """A stream has ended; its totals are final."""
         if stream in self._streams:
             self._streams.remove(stream)
             self._stages.setdefault(stream.stage, Totals()).add(stream.totals)
+        if not self._streams:
+            self.heartbeat.stop()
+
+    def _beat(self) -> bool:
+        """Tell how far everything is; whether anything has happened since the last time."""
+        for stream in self._streams:
+            stream.progress()
+        seen = sum(stream.totals.done + stream.lane.attempts for stream in self._streams)
+        alive, self._seen = seen != self._seen, seen
+        return alive
 
     def _check_price(self, name: str, price: Price | None) -> None:
         if self.budget is not None and price is None:
             raise BudgetError(
                 f"the price of {name} is unknown, so the cap of ${self.budget.max_cost_usd:g} cannot be "
-                "kept; choose a model with a known price or run without a cap"
+                'kept; add [prices."NAME"] with input = … and output = … (US dollars per million tokens) to '
+                "the configuration, choose another model, or run without a cap"
             )

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from engine.scheduler.lane import Lane
 
 _CHUNK = 256
-_PROGRESS_EVERY_S = 0.1
 
 
 class Stream(Generic[QuestionT, ReplyT]):
-    """The results of one pass, in the order of completion; an async iterator. Made by `Lane.stream`."""
+    """The results of one pass; an async iterator. Made by `Lane.stream`."""
 
     def __init__(
         self,
@@ -42,6 +41,8 @@ class Stream(Generic[QuestionT, ReplyT]):
         source: Iterable[QuestionT] | AsyncIterable[QuestionT],
         stage: str,
         total: int | None,
+        *,
+        ordered: bool = False,
     ) -> None:
         self.lane = lane
         self.scheduler = lane.scheduler
@@ -57,11 +58,12 @@ class Stream(Generic[QuestionT, ReplyT]):
         self.committer = Committer(self)
         self._sending: list[asyncio.Task[None]] = []
         self._results: deque[Result[ReplyT]] = deque()
+        self._early: dict[int, Result[ReplyT]] | None = {} if ordered else None  # by their places
+        self._next = 0
         self._arrived = asyncio.Event()
         self._ended = False
         self._error: BaseException | None = None
         self._began_at = self.scheduler.clock.monotonic()
-        self._reported_at = self._began_at
         self.scheduler.emit(StageStarted(stage, total))
 
     # --- for the consumer ----------------------------------------------------------------------------
@@ -97,6 +99,8 @@ class Stream(Generic[QuestionT, ReplyT]):
             self._error = exc
         finally:
             self.lane.streams.discard(self)
+            if self.lane.deadlines is not None and not self.lane.streams:
+                self.lane.deadlines.close()
             self._abandon()
             self.scheduler.closed(self)
             self._ended = True
@@ -134,19 +138,14 @@ class Stream(Generic[QuestionT, ReplyT]):
     def deliver(self, job: Job[QuestionT, ReplyT], outcome: ReplyT | Failure, source: Source) -> None:
         """Hand out what is on disk, to the request and to its equals."""
         del self.scheduler.jobs[job.key]
-        self._put(job.request.id, outcome, source)
-        for stream, request in job.waiting:
-            stream._put(request.id, outcome, "shared")
+        self._put(job.request.id, job.number, outcome, source)
+        for stream, request, number in job.waiting:
+            stream._put(request.id, number, outcome, "shared")
             if stream is not self:
-                stream.progress()
                 stream.dispatcher.wake.set()
 
-    def progress(self, *, last: bool = False) -> None:
-        """Tell the listener, ten times a second at most."""
-        now = self.scheduler.clock.monotonic()
-        if not last and now - self._reported_at < _PROGRESS_EVERY_S:
-            return
-        self._reported_at = now
+    def progress(self) -> None:
+        """Tell the listener how far it is."""
         t = self.totals
         self.scheduler.emit(
             StageProgress(
@@ -160,12 +159,13 @@ class Stream(Generic[QuestionT, ReplyT]):
                 input_tokens=t.input_tokens,
                 output_tokens=t.output_tokens,
                 cost_usd=t.cost_usd,
+                lane=self.lane.vitals(self.scheduler.clock.monotonic(), self.dispatcher.waits_for),
             )
         )
 
     def report_end(self, *, failed: bool) -> None:
         """The last events of the stage."""
-        self.progress(last=True)
+        self.progress()
         if failed:
             return
         t = self.totals
@@ -177,17 +177,22 @@ class Stream(Generic[QuestionT, ReplyT]):
             )
         )
 
-    def _put(self, request_id: str, outcome: ReplyT | Failure, source: Source) -> None:
+    def _put(self, request_id: str, number: int, outcome: ReplyT | Failure, source: Source) -> None:
         if isinstance(outcome, Failure) and outcome.id != request_id:
             outcome = replace(outcome, id=request_id)
         result: Result[ReplyT] = Result(request_id, outcome, source)
         self.totals.count(result)
-        self._results.append(result)
+        if self._early is None:
+            self._results.append(result)
+        else:
+            self._early[number] = result
+            while (turn := self._early.pop(self._next, None)) is not None:
+                self._results.append(turn)
+                self._next += 1
         self._arrived.set()
 
     def _abandon(self) -> None:
         """Let go of what has no outcome: pay for it, and give requests that others also asked to them."""
-        self.dispatcher.abandon()
         mine = [job for job in self.scheduler.jobs.values() if job.stream is self]
         for job in mine:
             del self.scheduler.jobs[job.key]
@@ -197,20 +202,20 @@ class Stream(Generic[QuestionT, ReplyT]):
             self.totals.cost_usd += job.cost_usd
             self.totals.input_tokens += job.usage.input_tokens
             self.totals.output_tokens += job.usage.output_tokens
-            for stream, request in job.waiting:
+            for stream, request, number in job.waiting:
                 if stream is not self:
-                    stream.adopt(job.key, request)
+                    stream.adopt(job.key, request, number)
         for job in self.scheduler.jobs.values():
-            job.waiting = [pair for pair in job.waiting if pair[0] is not self]
+            job.waiting = [equal for equal in job.waiting if equal[0] is not self]
         self.lane.wake()
 
-    def adopt(self, key: bytes, request: QuestionT) -> None:
+    def adopt(self, key: bytes, request: QuestionT, number: int) -> None:
         """Take over a request whose equal, in another stream, was given up before it had an outcome."""
         job = self.scheduler.jobs.get(key)
         if job is not None:
-            job.waiting.append((self, request))
+            job.waiting.append((self, request, number))
         else:
-            self.scheduler.jobs[key] = job = Job(key, request, self)
+            self.scheduler.jobs[key] = job = Job(key, request, self, number)
             self.dispatcher.enqueue([job])
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from engine.types import (
     Message,
     Request,
     Usage,
+    rate_limited,
 )
 
 
@@ -50,7 +54,9 @@ class ScriptedModel:
     """A `ChatModel` that plays a script and remembers what it saw.
 
     `latency_s(text, attempt)` is how long a request takes (a batch takes as long as its slowest). `sends` is
-    every attempt as (time, text); `peak` the most requests that were at the model at once.
+    every attempt as (time, text); `peak` the most requests that were at the model at once. Where `refuse`
+    names a failure, a call is refused with it at once. `bill_of_lost` is what an attempt is billed for which
+    nobody has waited.
     """
 
     script: Script = echo
@@ -67,6 +73,8 @@ class ScriptedModel:
     closed: int = 0
     billed: list[Usage] = field(default_factory=list)
     on_send: Callable[[Request], None] = lambda asked: None
+    refuse: Callable[[int], AttemptFailure | None] = lambda in_flight: None
+    bill_of_lost: Usage | None = None
 
     async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
         now = asyncio.get_running_loop().time()
@@ -78,12 +86,19 @@ class ScriptedModel:
             self.sends.append((now, text_of(asked)))
             self.on_send(asked)
         self.batches.append(len(requests))
+        if (refusal := self.refuse(self.in_flight)) is not None:
+            return [refusal] * len(requests)
         self.in_flight += len(requests)
         self.peak = max(self.peak, self.in_flight)
         try:
             delays = [self.latency_s(text_of(a), n) for a, n in zip(requests, turns, strict=True)]
             await asyncio.sleep(max(delays, default=0.0))
             outcomes = [self.script(text_of(a), n) for a, n in zip(requests, turns, strict=True)]
+        except asyncio.CancelledError:
+            if self.bill_of_lost is not None:
+                self.billed.extend([self.bill_of_lost] * len(requests))
+            raise
+        else:
             for outcome in outcomes:
                 usage = outcome.billed if isinstance(outcome, AttemptFailure) else outcome.usage
                 self.billed.append(usage or Usage())
@@ -97,6 +112,75 @@ class ScriptedModel:
     @property
     def cost_usd(self) -> float:
         return sum((self.price or FREE).cost_usd(usage) for usage in self.billed)
+
+
+@dataclass
+class StrictServer:
+    """A `ChatModel` whose limits nobody has told: a bucket of `per_s` requests a second that holds a tenth of
+    a second, or so many requests at once. Whatever is above them is refused at once, with the seconds that
+    `retry_after` names (None: no word of how long).
+
+    `latency_s` is the mean; with `spread` below 1 latencies are uniform within that share of it, above 1 they
+    have a long tail. `answered_at` are the moments of its answers.
+    """
+
+    per_s: float | None = None
+    at_once: int | None = None
+    latency_s: float = 0.2
+    spread: float = 0.3
+    retry_after: Literal["exact", "whole seconds"] | None = None
+    seed: int = 1
+    max_batch: int = 1
+    price: Price | None = FREE
+    name: str = "strict"
+    max_input_tokens: int = 100_000
+    refused: int = 0
+    peak: int = 0
+    in_flight: int = 0
+    answered_at: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        self._level = self._most = max(1.0, (self.per_s or 0.0) * 0.1)
+        self._filled_at: float | None = None
+
+    async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
+        if (refusal := self._refuse()) is not None:
+            await asyncio.sleep(0.001)
+            return [refusal] * len(requests)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await asyncio.sleep(self._draw_latency())
+        finally:
+            self.in_flight -= 1
+        self.answered_at.append(asyncio.get_running_loop().time())
+        return [echo(text_of(asked), 1) for asked in requests]
+
+    def _refuse(self) -> AttemptFailure | None:
+        now = asyncio.get_running_loop().time()
+        wait = 1.0
+        if self.per_s is not None:
+            since = 0.0 if self._filled_at is None else now - self._filled_at
+            self._filled_at = now
+            self._level = min(self._most, self._level + since * self.per_s)
+            wait = (1.0 - self._level) / self.per_s
+        if (self.per_s is None or self._level >= 1.0) and (
+            self.at_once is None or self.in_flight < self.at_once
+        ):
+            self._level -= 1.0
+            return None
+        self.refused += 1
+        after = {"exact": wait, "whole seconds": float(math.ceil(wait)), None: None}[self.retry_after]
+        return AttemptFailure("rate_limited", "429", rate_limited(after))
+
+    def _draw_latency(self) -> float:
+        if self.spread < 1.0:
+            return self.latency_s * (1.0 + self.spread * self._rng.uniform(-1.0, 1.0))
+        return self.latency_s * self._rng.lognormvariate(-0.32, 0.8)  # of mean 1
+
+    async def aclose(self) -> None:
+        pass
 
 
 @dataclass

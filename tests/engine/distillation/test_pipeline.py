@@ -42,7 +42,7 @@ def artifacts(run: Path) -> dict[str, bytes]:
     """Every artifact's bytes; what may differ is taken out of the manifest."""
     found = {}
     for path in sorted(run.rglob("*")):
-        if path.is_file() and path.name not in ("run.lock", "manifest.json"):
+        if path.is_file() and path.name not in ("run.lock", "manifest.json", "events.jsonl"):
             found[str(path.relative_to(run))] = path.read_bytes()
     manifest = json.loads((run / "manifest.json").read_bytes())
     for key in (*ACTIVITY, "base"):

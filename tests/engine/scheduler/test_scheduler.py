@@ -219,10 +219,10 @@ def test_tokens_per_minute_hold_by_real_usage() -> None:
     async def check() -> None:
         model = ScriptedModel(latency_s=slow)  # 10 tokens each, about 27 as estimated
         lane = Scheduler(None).chat(model, Limits(tokens_per_minute=2000))
-        await collect(lane, requests(600))
+        await collect(lane, requests(1200))
         times = [time for time, _ in model.sends]
         assert busiest_minute(times) * 10 <= 2000
-        assert times[-1] - times[0] < 200
+        assert times[-1] - times[0] < 410  # the first 64 went by the rule of thumb
 
     run_virtual(check())
 
@@ -289,7 +289,9 @@ def test_waiting_retries_count_as_open() -> None:
     async def check() -> None:
         model = ScriptedModel(down)
         journal = InMemoryJournal(commit_s=0.01)
-        lane = Scheduler(journal, max_uncommitted=5).chat(model, Limits(concurrency=4))
+        lane = Scheduler(journal, max_uncommitted=5, policy=RetryPolicy(retry_share=5.0)).chat(
+            model, Limits(concurrency=4)
+        )
 
         def bounded(asked: Request) -> None:
             assert len(model.attempts) - len(journal.store.answers) <= 9
@@ -445,6 +447,31 @@ def test_an_attempt_has_a_deadline_and_an_unknown_bill() -> None:
         assert model.attempts == {"r0": 2}
         assert budget.spent_usd == pytest.approx(10 + 5), "the timeout counts with all its 10 output tokens"
         assert scheduler.totals.cost_usd == pytest.approx(15)
+
+    run_virtual(check())
+
+
+@pytest.mark.parametrize(("limit", "policy", "expected"), [(5.0, 60.0, 5.0), (None, 60.0, 60.0)])
+def test_a_lanes_own_deadline_goes_before_the_policys(
+    limit: float | None, policy: float, expected: float
+) -> None:
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        scheduler = Scheduler(None, policy=RetryPolicy(attempt_deadline_s=policy, max_attempts=1))
+        lane = scheduler.chat(ScriptedModel(latency_s=lambda text, attempt: 1e4), Limits(timeout_s=limit))
+        (result,) = await collect(lane, requests(1))
+        assert result.outcome == Failure("r0", "timeout", f"no answer within {expected:g} s")
+        assert loop.time() - began == pytest.approx(expected, abs=0.01)
+
+    run_virtual(check())
+
+
+def test_a_batch_in_process_takes_as_long_as_it_takes() -> None:
+    async def check() -> None:
+        model = ScriptedModel(latency_s=lambda text, attempt: 1e4, max_batch=10)
+        lane = Scheduler(None).chat(model, Limits(timeout_s=5.0))
+        assert all(isinstance(r.outcome, Answer) for r in await collect(lane, requests(10)))
 
     run_virtual(check())
 

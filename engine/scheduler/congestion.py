@@ -1,0 +1,113 @@
+"""How many requests a model takes at once, found out as TCP does: slow start, then growth until a refusal.
+
+Only rate limits (429, 503) shrink the number; a row of other errors holds it where it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+from engine.scheduler.pacer import Pacer
+
+_START = 16
+_CUT = 0.1  # of the number in use, at a refusal
+_FAR_CUT = 0.5  # in slow start the number had doubled within one round trip
+_RECOVERY_S = 4.0
+_SOON = 0.1  # of the recovery
+_PAUSES_PER_RECOVERY = 20  # a pause must not cost more than a few percent of the time
+_IN_USE = 0.8
+_IN_USE_AT_FIRST = 0.5  # a burst of answers opens slots faster than they can be filled
+_HOLD_S = 1.0
+_MANY_ERRORS = 8  # without an answer between them: the model is in trouble, and not just now and then
+_PACE = 1.2  # of the rate that the number amounts to: smooths bursts, and leaves the number in charge
+_BURST_S = 0.02
+_LEAST = 0.01
+_MEMORY = 0.05  # weight of one answer in the mean latency
+_SHORTEST_S = 1e-4
+
+
+class Congestion:
+    """A number of requests in flight, between a fraction of one and `cap`.
+
+    - Slow start: one more for each answer, so it doubles in a round trip, while half of it is in use.
+    - A refusal cuts it, once per episode, and remembers it as the ceiling that failed. From there it follows
+      the curve of CUBIC (RFC 9438): quickly back to just below the ceiling, slowly past it, then faster. The
+      longer the provider makes everyone wait, the more rarely the ceiling is tried.
+    - After a refusal requests are also spread evenly, at the rate that the number amounts to by the mean
+      latency of that moment; below two requests in flight that pace alone is the limit.
+    """
+
+    def __init__(self, cap: int, *, adaptive: bool = True) -> None:
+        self.cap = cap
+        self.pacer = Pacer(burst_s=_BURST_S)
+        self.limit = cap
+        """How many requests may be in flight now; at least one."""
+        self.settled = False
+        """Whether an answer changes nothing: no refusal yet, and the cap is reached."""
+        self._limit = float(min(cap, _START) if adaptive else cap)
+        self._ceiling = math.inf
+        self._refusals = 0
+        self._answers = 0
+        self._errors = 0
+        self._latency_s = 0.0
+        self._pace_latency_s = 0.0
+        self._cut = 0.0
+        self._recovery_s = _RECOVERY_S
+        self._grown_s = 0.0  # how long it has been growing since the last cut
+        self._last = -math.inf
+        self._hold_until = -math.inf
+        self._changed()
+
+    def answered(self, now: float, latency_s: float, in_flight: int) -> None:
+        """An answer came after `latency_s`; `in_flight` requests were under way, it included."""
+        self._answers += 1
+        self._errors = 0
+        latency_s = max(latency_s, _SHORTEST_S)
+        self._latency_s += max(_MEMORY, 1.0 / self._answers) * (latency_s - self._latency_s)
+        in_use = _IN_USE_AT_FIRST if self._ceiling == math.inf else _IN_USE
+        growing = now >= self._hold_until and (
+            in_flight >= in_use * self.limit or self.pacer.wait_s(now) > 0.0
+        )
+        if self._ceiling == math.inf:
+            if growing:
+                self._limit = min(float(self.cap), self._limit + 1.0)
+            self._pace_latency_s = self._latency_s
+        else:
+            if growing:
+                self._grown_s += min(max(now - self._last, 0.0), 0.25)
+            distance = self._grown_s / self._recovery_s - 1.0
+            self._limit = min(float(self.cap), self._ceiling * (1.0 + self._cut * distance**3))
+        self._last = now
+        self._changed()
+
+    def refused(self, now: float, pause_s: float, in_flight: int) -> None:
+        """A new episode of refusals; `in_flight` requests were under way; everyone waits for `pause_s`."""
+        self._refusals += 1
+        if self._answers < self._limit and self._ceiling == math.inf:
+            # the first burst was too much at once, which says nothing of how many are
+            self._limit = max(1.0, self._limit / 2.0)
+        else:
+            # far off: nothing is known yet, or the last cut has not helped
+            far = self._ceiling == math.inf or self._grown_s < _SOON * self._recovery_s
+            self._cut = _FAR_CUT if far else _CUT
+            used = min(self._limit, float(max(in_flight, 1))) if self._limit > 1.0 else self._limit
+            self._ceiling = max(used, _LEAST)
+            self._limit = self._ceiling * (1.0 - self._cut)
+            self._recovery_s = max(_RECOVERY_S, 0.0 if far else _PAUSES_PER_RECOVERY * pause_s)
+            self._grown_s = 0.0
+            self._pace_latency_s = self._latency_s
+        self._last = self._hold_until = now + pause_s
+        self._changed()
+
+    def failed(self, now: float) -> None:
+        """An error that is no rate limit; after many in a row there is no growth for a while."""
+        self._errors += 1
+        if self._errors >= _MANY_ERRORS:
+            self._hold_until = max(self._hold_until, now + _HOLD_S)
+
+    def _changed(self) -> None:
+        self.limit = max(1, min(self.cap, math.ceil(self._limit - 1e-9)))
+        self.settled = self._refusals == 0 and self._limit >= self.cap
+        if self._refusals and self._pace_latency_s > 0.0:
+            headroom = _PACE if self._limit >= 2.0 else 1.0
+            self.pacer.rate_per_s = headroom * self._limit / self._pace_latency_s
