@@ -119,7 +119,7 @@ def test_every_column_of_the_cache_is_described(folder: Path) -> None:
     database = sqlite3.connect(folder / "runs" / ".pld-cache" / "responses.sqlite")
     try:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert tables == {"responses", "failures", "spending"}
+        assert tables == {"responses", "places", "indexed", "failures", "spending"}
         found = {row[1] for table in tables for row in database.execute(f"PRAGMA table_info({table})")}
     finally:
         database.close()

@@ -124,6 +124,62 @@ class JournalContract:
 
         self.run(check())
 
+    def test_the_first_answer_stays_within_a_commit_and_among_many(self) -> None:
+        async def check() -> None:
+            journal, other = self.journal("a"), self.journal("b")
+            await journal.commit([answered(1, b"first"), answered(1, b"second"), answered(2)])
+            for start in range(100, 10_100, 500):
+                await other.commit([answered(n) for n in (1, *range(start, start + 500))])
+            for one in (journal, other, self.journal("c")):
+                found = await one.lookup([key(n) for n in (1, 2, 99, 100, 5000, 10_099, 10_100)])
+                known = {key(n): b"answer %d" % n for n in (2, 100, 5000, 10_099)}
+                assert dict(found) == {key(1): b"first", **known}
+
+        self.run(check())
+
+    def test_payloads_of_any_size_and_content(self) -> None:
+        small = (0, 1, 5000, 2, 3000, 3750, 3760, 3761, 4000, 4096, 1500, 2500, 900)
+        sizes = (*small, 70_000, 10, 3700, 50, 1_500_000, 7)
+
+        async def check() -> None:
+            journal = self.journal("a")
+            wanted = {key(n): bytes(i % 251 for i in range(size)) for n, size in enumerate(sizes)}
+            records = [
+                Record(k, "r", "stage", f"model {n > 14}", payload, None, Usage(), 0.0)
+                for n, (k, payload) in enumerate(wanted.items())
+            ]
+            await journal.commit(records)
+            assert dict(await journal.lookup(list(wanted))) == wanted
+            assert dict(await self.journal("b").lookup(list(wanted))) == wanted
+            assert dict(await self.journal("b").lookup([key(2)])) == {key(2): wanted[key(2)]}
+
+        self.run(check())
+
+    def test_keys_that_share_their_end(self) -> None:
+        async def check() -> None:
+            journal = self.journal("a")
+            alike = [bytes([n]) * 24 + b"the same" for n in range(5)]
+            records = [
+                Record(k, "r", "stage", "model", k[:3], None, Usage(), 0.0) for k in (alike[0], *alike[2:])
+            ]
+            await journal.commit(records)
+            await journal.commit([answered(n) for n in range(9000)])
+            assert dict(await journal.lookup(alike[:2])) == {alike[0]: alike[0][:3]}
+            assert dict(await journal.lookup(alike)) == {k: k[:3] for k in alike if k != alike[1]}
+
+        self.run(check())
+
+    def test_a_key_asked_twice_at_once(self) -> None:
+        async def check() -> None:
+            journal = self.journal("a")
+            await journal.commit([answered(1), gave_up(2)])
+            assert set(await journal.lookup([key(1), key(2), key(1), key(2), key(3), key(3)])) == {
+                key(1),
+                key(2),
+            }
+
+        self.run(check())
+
     def test_any_text_can_be_kept(self) -> None:
         async def check() -> None:
             journal = self.journal("a")
@@ -132,6 +188,9 @@ class JournalContract:
             found = await journal.lookup([key(1), key(2)])
             assert isinstance(found[key(1)], Failure)
             assert found[key(2)] == b"answer 2"
+            odd_origin = Record(key(3), odd.id, "s\x00'", "\U0001f600", b"\x00\xff", None, Usage(), 0.0)
+            await journal.commit([odd_origin])
+            assert dict(await journal.lookup([key(3)])) == {key(3): b"\x00\xff"}
 
         self.run(check())
 

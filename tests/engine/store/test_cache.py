@@ -1,22 +1,27 @@
-"""The response cache on disk: the journal's contract, several processes, damage, sudden death (C2, C3)."""
+"""The response cache on disk: the journal's contract, several processes, sudden death (C2, C3)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from engine.errors import CorruptStoreError, RunError
-from engine.ports import Journal
+from engine.ports import Journal, Record
+from engine.store import cache_answers
 from engine.store.cache import FILE_NAME, ResponseStore, RunJournal
+from engine.store.cache_sql import connect
+from engine.types import Failure, Usage
 from tests.contracts.journal import JournalContract, answered, gave_up, key
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,45 +94,65 @@ def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     store.close()
 
 
-# --- what can be wrong with the file -----------------------------------------------------------------
-
-
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(b"this is no database, " * 100)
-    with pytest.raises(CorruptStoreError, match=r"damaged.*move it away") as caught:
-        ResponseStore(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_page_is_found_when_it_is_read(tmp_path: Path) -> None:
+def test_a_key_has_32_bytes(tmp_path: Path) -> None:
+    short = Record(b"short", "r", "s", "m", b"", None, Usage(), 0.0)
     with ResponseStore(tmp_path) as store:
-        asyncio.run(RunJournal(store, "a").commit([answered(n, b"x" * 200) for n in range(500)]))
-    path = tmp_path / FILE_NAME
-    data = bytearray(path.read_bytes())
-    for start in range(2 * 4096, len(data) - 4096, 4096):
-        data[start : start + 2000] = b"\xee" * 2000
-    path.write_bytes(data)
-
-    async def read(store: ResponseStore) -> None:
-        await store.get([key(n) for n in range(500)])
-
-    with pytest.raises(CorruptStoreError, match="damaged"), ResponseStore(tmp_path) as store:
-        asyncio.run(read(store))
+        with pytest.raises(ValueError, match="32 bytes"):
+            asyncio.run(store.commit([short], "a"))
+        with pytest.raises(ValueError, match="32 bytes"):
+            asyncio.run(store.get([b"short"]))
 
 
-def test_a_file_of_another_format(tmp_path: Path) -> None:
-    ResponseStore(tmp_path).close()
-    db = sqlite3.connect(tmp_path / FILE_NAME)
-    db.execute("PRAGMA user_version = 99")
+def test_every_commit_is_synced(tmp_path: Path) -> None:
+    db = connect(tmp_path / FILE_NAME)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: also the log, at each commit"
     db.close()
-    with pytest.raises(RunError, match="format 99, this version of pld uses 1"):
-        ResponseStore(tmp_path)
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be opened"):
-        ResponseStore(tmp_path / "file" / "cache")
+# --- any sequence of commits, in stores that share the file ------------------------------------------
+
+_KEYS = range(12)
+_commits = st.tuples(
+    st.integers(0, 2),  # which store
+    st.sampled_from(["run a", "run b"]),
+    st.lists(
+        st.tuples(st.sampled_from(_KEYS), st.one_of(st.none(), st.binary(max_size=20), st.just(b"x" * 2000))),
+        max_size=6,
+    ),
+)
+
+
+@settings(max_examples=40)
+@given(index_at=st.integers(1, 12), steps=st.lists(st.one_of(st.integers(0, 2), _commits), max_size=12))
+def test_every_store_knows_the_first_answers(index_at: int, steps: list[int | tuple[int, str, Any]]) -> None:
+    """A number closes a store and opens it anew; after each step all stores know what a dictionary knows."""
+    answers: dict[bytes, bytes] = {}
+    failures: dict[tuple[str, bytes], Failure] = {}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_answers, "_INDEX_AT", index_at)
+        stores = [ResponseStore(folder) for _ in range(3)]
+        for step in steps:
+            if isinstance(step, int):
+                stores[step].close()
+                stores[step] = ResponseStore(folder)
+                continue
+            number, run_id, items = step
+            records = [gave_up(n) if payload is None else answered(n, payload) for n, payload in items]
+            asyncio.run(stores[number].commit(records, run_id))
+            for record in records:
+                if record.payload is not None:
+                    answers.setdefault(record.key, record.payload)
+                elif record.failure is not None:
+                    failures[run_id, record.key] = record.failure
+            for store in stores:
+                found = asyncio.run(store.lookup([key(n) for n in _KEYS], "run a"))
+                assert (
+                    found
+                    == {k: failure for (run, k), failure in failures.items() if run == "run a"} | answers
+                )
+        for store in stores:
+            store.close()
 
 
 # --- several processes -------------------------------------------------------------------------------
@@ -135,8 +160,11 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 _WRITER = """
 import asyncio, sys
 from engine.ports import Record
+from engine.store import cache_answers
 from engine.store.cache import ResponseStore, RunJournal
 from engine.types import Usage
+
+cache_answers._INDEX_AT = 100
 
 def record(n):
     return Record(n.to_bytes(32, "big"), f"r{n}", "s", "m", b"answer %d" % n, None, Usage(), 0.0)
@@ -151,36 +179,84 @@ async def main(folder, run_id, first, count, group):
 asyncio.run(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])))
 """
 
+# reads and writes the same keys as the others, in an order of its own; what it has seen must stay
+_RIVAL = """
+import asyncio, random, sys
+from engine.ports import Record
+from engine.store import cache_answers
+from engine.store.cache import ResponseStore
+from engine.types import Usage
 
-def _writer(folder: Path, run_id: str, first: int, count: int, group: int) -> subprocess.Popen[str]:
-    arguments = [str(folder), run_id, str(first), str(count), str(group)]
-    return subprocess.Popen(
-        [sys.executable, "-c", _WRITER, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+cache_answers._INDEX_AT = 50
+
+async def main(folder, name, count, rounds):
+    rng = random.Random(name)
+    keys = [n.to_bytes(32, "big") for n in range(count)]
+    seen = {}
+    with ResponseStore(folder) as store:
+        input()
+        for number in range(rounds):
+            group = rng.sample(keys, 9)
+            mine = b"%s in round %d" % (name.encode(), number)
+            await store.commit([Record(k, "r", "s", "m", mine, None, Usage(), 0.5) for k in group], name)
+            found = await store.get(keys)
+            assert not set(group) - set(found), "what was committed is not found"
+            assert all(found[k] == payload for k, payload in seen.items()), "an answer has changed"
+            seen = found
+    for k in keys:
+        print(k.hex(), seen.get(k, b"").decode(), sep="\t")
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def _child(program: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_processes_create_and_write_one_cache_together(tmp_path: Path) -> None:
-    writers = [_writer(tmp_path, f"run{i}", 1000 * i, 100, 5) for i in range(2)]
+    writers = [_child(_WRITER, tmp_path, f"run{i}", 1000 * i, 300, 5) for i in range(2)]
     for writer in writers:
         writer.communicate(timeout=60)
         assert writer.returncode == 0
     with ResponseStore(tmp_path) as store:
-        keys = [key(1000 * i + n) for i in range(2) for n in range(100)]
-        assert len(asyncio.run(store.get(keys))) == 200
+        keys = [key(1000 * i + n) for i in range(2) for n in range(300)]
+        assert len(asyncio.run(store.get(keys))) == 600
 
 
-def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    writer = _writer(tmp_path, "run", 0, 1_000_000, 7)
-    assert writer.stdout is not None
-    acknowledged = -1
-    for _ in range(40):
-        acknowledged = int(writer.stdout.readline())
-    os.kill(writer.pid, signal.SIGKILL)
-    acknowledged = int((writer.stdout.read().split() or [acknowledged])[-1])
-    writer.stdout.close()
-    assert writer.wait(60) == -signal.SIGKILL
+@pytest.mark.parametrize("rounds", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_processes_that_ask_the_same_agree_on_the_first_answers(tmp_path: Path, rounds: int) -> None:
+    count = rounds * 3
+    rivals = [_child(_RIVAL, tmp_path, name, count, rounds) for name in ("one", "two", "three")]
+    for rival in rivals:
+        assert rival.stdin is not None
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
+    printed = [rival.communicate(timeout=300)[0] for rival in rivals]
+    assert [rival.returncode for rival in rivals] == [0, 0, 0]
     with ResponseStore(tmp_path) as store:
-        found = asyncio.run(store.get([key(n) for n in range(acknowledged + 100)]))
-        assert {key(n) for n in range(acknowledged + 1)} <= set(found)
-        assert len(found) % 7 == 0, "a group is there as a whole or not at all"
-        asyncio.run(RunJournal(store, "run").commit([answered(10**9)]))
+        found = asyncio.run(store.get([key(n) for n in range(count)]))
+        assert all(asyncio.run(store.spent_usd(name)) == rounds * 9 * 0.5 for name in ("one", "two", "three"))
+    for seen in (dict(line.split("\t") for line in text.splitlines()) for text in printed):
+        assert all(found[bytes.fromhex(k)].decode() == payload for k, payload in seen.items() if payload)
+
+
+@pytest.mark.parametrize("groups", [40, 3])
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, groups: int) -> None:
+    for kill in range(2):
+        first = 1_000_000 * kill
+        writer = _child(_WRITER, tmp_path, "run", first, 1_000_000, 7)
+        assert writer.stdout is not None
+        acknowledged = -1
+        for _ in range(groups):
+            acknowledged = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged = int((writer.stdout.read().split() or [acknowledged])[-1])
+        writer.communicate()
+        assert writer.wait(60) == -signal.SIGKILL
+        with ResponseStore(tmp_path) as store:
+            found = asyncio.run(store.get([key(n) for n in range(first, acknowledged + 100)]))
+            assert {key(n) for n in range(first, acknowledged + 1)} <= set(found)
+            assert len(found) % 7 == 0, "a group is there as a whole or not at all"
+            asyncio.run(RunJournal(store, "run").commit([answered(10**9)]))
