@@ -5,7 +5,7 @@ COPY engine engine
 COPY adapters adapters
 COPY bench bench
 COPY examples examples
-RUN pip install --no-cache-dir --prefix=/install .
+RUN pip install --no-cache-dir --prefix=/install ".[fast]"
 
 FROM python:3.13-slim
 # faiss needs OpenMP's runtime, which the slim image leaves out

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from engine.bulk import classify
 from engine.distillation.judging import evaluate
 from engine.distillation.pipeline import compile_prompt
+from engine.tuning import long_job, new_event_loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,13 +29,18 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(function(*args, **kwargs))
+            return _run(function(*args, **kwargs))
         with ThreadPoolExecutor(1, thread_name_prefix="pld") as pool:
-            return pool.submit(lambda: asyncio.run(function(*args, **kwargs))).result()
+            return pool.submit(lambda: _run(function(*args, **kwargs))).result()
 
     call.__name__ = call.__qualname__ = f"{function.__name__}_sync"
     call.__module__ = __name__
     return call
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with long_job(), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
 
 
 compile_prompt_sync = blocking(compile_prompt)

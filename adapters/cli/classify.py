@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
+from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, say
 from adapters.cli.running import run as run_work
-from adapters.registry import is_local, open_student
+from adapters.registry import check_model, is_local, open_student, settings_of
 from engine.bulk import ClassifyResult, classify
 from engine.distillation.manifest import load_run_config
 from engine.distillation.session import limits_of
@@ -54,22 +55,25 @@ def classify_command(
         nonlocal address
         config = load_run_config(RunDirectory.open(run))
         prompt = load_prompt(run)
-        address = student or config.student.model
-        model = open_student(address)
+        settings = settings_of(config.student, student)
+        address = settings.model
+        check_model(settings, config.prices, max_cost)
+        model = open_student(settings, config.prices)
         try:
-            return await classify(
-                prompt,
-                model,
-                inputs,
-                out,
-                text=text or config.task.text,
-                id=row_id,
-                limits=limits_of(config.student),
-                part_rows=part_rows,
-                max_cost_usd=max_cost,
-                emit=display,
-                stop=stop,
-            )
+            with logged(out, display) as emit:
+                return await classify(
+                    prompt,
+                    model,
+                    inputs,
+                    out,
+                    text=text or config.task.text,
+                    id=row_id,
+                    limits=limits_of(config.student),
+                    part_rows=part_rows,
+                    max_cost_usd=max_cost,
+                    emit=emit,
+                    stop=stop,
+                )
         finally:
             await model.aclose()
 

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
+from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, say, verdict_line
 from adapters.cli.running import run as run_work
-from adapters.registry import check_addresses, is_local, open_models
+from adapters.registry import check_models, is_local, open_models
 from engine.config import load_config
-from engine.distillation.pipeline import compile_prompt
+from engine.distillation.pipeline import compile_prompt, default_run_folder
 from engine.distillation.result import CompileResult
 from engine.stopping import StopSignal
 
@@ -60,18 +61,20 @@ def compile_command(
 
     async def work(stop: StopSignal) -> CompileResult:
         settings = load_config(config)
-        check_addresses(settings)
-        return await compile_prompt(
-            settings,
-            open_models,
-            run=run,
-            max_cost_usd=max_cost,
-            faithful=faithful,
-            ablation=ablation,
-            retry_failed=retry_failed,
-            emit=display,
-            stop=stop,
-        )
+        check_models(settings, max_cost)
+        folder = run or default_run_folder(settings)
+        with logged(folder, display) as emit:
+            return await compile_prompt(
+                settings,
+                open_models,
+                run=folder,
+                max_cost_usd=max_cost,
+                faithful=faithful,
+                ablation=ablation,
+                retry_failed=retry_failed,
+                emit=emit,
+                stop=stop,
+            )
 
     result = run_work(work, display)
     if as_json:

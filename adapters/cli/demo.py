@@ -15,6 +15,7 @@ from rich.console import Console
 
 from adapters.cli import figures
 from adapters.cli.display import Display
+from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_line
 from adapters.cli.running import run as run_work
 from adapters.registry import open_models, open_student
@@ -49,19 +50,22 @@ def demo_command(
     async def work(stop: StopSignal) -> tuple[CompileResult, Evaluation, ClassifyResult]:
         copy_example(folder)
         config = load_config(folder / "pld.toml")
-        compiled = await compile_prompt(config, open_models, run=folder / "run", emit=display, stop=stop)
-        student = open_student(config.student.model)
+        with logged(folder / "run", display) as emit:
+            compiled = await compile_prompt(config, open_models, run=folder / "run", emit=emit, stop=stop)
+        student = open_student(config.student, config.prices)
         try:
-            found = await evaluate(compiled.run, student, emit=display, stop=stop)
-            sorted_ = await classify(
-                compiled.prompt,
-                student,
-                [folder / "messages.csv"],
-                folder / "labelled",
-                id=config.task.id,
-                emit=display,
-                stop=stop,
-            )
+            with logged(compiled.run, display) as emit:
+                found = await evaluate(compiled.run, student, emit=emit, stop=stop)
+            with logged(folder / "labelled", display) as emit:
+                sorted_ = await classify(
+                    compiled.prompt,
+                    student,
+                    [folder / "messages.csv"],
+                    folder / "labelled",
+                    id=config.task.id,
+                    emit=emit,
+                    stop=stop,
+                )
         finally:
             await student.aclose()
         return compiled, found, sorted_

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from adapters.cli.display import Display
+from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_classes, print_json, print_scores, say, verdict_line
 from adapters.cli.running import run as run_work
-from adapters.registry import is_local, open_student
+from adapters.registry import check_model, is_local, open_student, settings_of
 from engine.distillation.evaluation import Evaluation
 from engine.distillation.judging import evaluate
 from engine.distillation.manifest import load_run_config
@@ -56,19 +57,24 @@ def evaluate_command(
 
     async def work(stop: StopSignal) -> Evaluation:
         nonlocal address
-        address = student or load_run_config(RunDirectory.open(run)).student.model
-        model = open_student(address)
+        config = load_run_config(RunDirectory.open(run))
+        settings = settings_of(config.student, student)
+        address = settings.model
+        cap = config.run.max_cost_usd if max_cost is None else max_cost
+        check_model(settings, config.prices, cap)
+        model = open_student(settings, config.prices)
         try:
-            return await evaluate(
-                run,
-                model,
-                split=split.value,
-                zero_shot=zero_shot,
-                max_cost_usd=max_cost,
-                retry_failed=retry_failed,
-                emit=display,
-                stop=stop,
-            )
+            with logged(run, display) as emit:
+                return await evaluate(
+                    run,
+                    model,
+                    split=split.value,
+                    zero_shot=zero_shot,
+                    max_cost_usd=max_cost,
+                    retry_failed=retry_failed,
+                    emit=emit,
+                    stop=stop,
+                )
         finally:
             await model.aclose()
 

@@ -9,25 +9,43 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import typer
 
 from adapters.cli.display import Display
 from engine.errors import InterruptedRunError, PldError
 from engine.stopping import StopSignal
+from engine.tuning import long_job, new_event_loop
 
 T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(work: Callable[[StopSignal], Awaitable[T]], display: Display) -> T:
     """Run `work` to its end.
 
-    Ctrl-C (or SIGTERM) once asks it to drain and save, twice cancels it. Errors become one line.
+    Ctrl-C (or SIGTERM) once asks it to drain and save, twice cancels it; three times ends the process where a
+    thread would hold it up. Errors become one line.
     """
-    again = shlex.join(["pld", *sys.argv[1:]])
-    with errors_as_one_line(f"everything finished is saved. Go on with: {again}"), display:
-        return asyncio.run(_with_signals(work, display))
+    with (
+        errors_as_one_line(_how_to_go_on()),
+        display,
+        _signal_handlers_kept(),
+        long_job(),
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
+    ):
+        return runner.run(_with_signals(work, display))
+
+
+def command_line() -> str:
+    """What the user typed, ready to be typed again."""
+    return shlex.join(["pld", *sys.argv[1:]])
+
+
+def _how_to_go_on() -> str:
+    return f"everything finished is saved. Go on with: {command_line()}"
 
 
 @contextmanager
@@ -54,18 +72,40 @@ def errors_as_one_line(when_stopped: str) -> Iterator[None]:
 async def _with_signals(work: Callable[[StopSignal], Awaitable[T]], display: Display) -> T:
     stop = StopSignal()
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
+    task = cast("asyncio.Task[T]", asyncio.current_task())
+    presses = 0
 
     def interrupted() -> None:
-        if not stop.requested:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
             display.say("stopping: what is in flight is finished and saved; Ctrl-C again stops at once")
             stop.request()
-        elif task is not None:
+        elif presses == 2:
             task.cancel()
+        else:
+            # closing the loop waits for its threads, and clustering may take minutes; what is finished
+            # outlives this as it outlives a kill
+            display.close()
+            typer.echo(f"pld: stopped; {_how_to_go_on()}", err=True)
+            os._exit(InterruptedRunError.exit_code)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # they stay until the loop is closed
+    for number in _SIGNALS:
         loop.add_signal_handler(number, interrupted)
     return await work(stop)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put the signal handlers back that were there before; uvloop leaves its own behind."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python, and cannot be
+                signal.signal(number, handler)
 
 
 def _leave(message: str, exit_code: int) -> NoReturn:
