@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters.cli.main import app
+from tests.adapters.responding import Responding, http, responding
 from tests.conftest import ROOT
 from tests.support import corpus
 
@@ -105,6 +110,11 @@ def classified(desk: Desk) -> None:
     assert found.exit_code == 0, found.stderr
 
 
+def student(address: str, more: str = "") -> SetUp:
+    """A configuration with a student behind a server."""
+    return config(more=f'[student]\nmodel = "{address}"\n{more}')
+
+
 def nothing(desk: Desk) -> None:
     """All is as it should be."""
 
@@ -157,6 +167,59 @@ MISTAKES = [
         COMPILE,
         2,
         "'gemni:flash' is not the address of a known kind of model; known: local",
+    ),
+    Mistake(
+        "an address without a server",
+        student("openai:m@localhost:8000/v1"),
+        COMPILE,
+        2,
+        "openai:m: after the model's name goes @ and its server, openai:NAME@http://host:port/v1",
+    ),
+    Mistake(
+        "no model name", student("openai:@http://localhost/v1"), COMPILE, 2, "the model's name is missing"
+    ),
+    Mistake(
+        "an address that goes on",
+        student("openai:m@http://localhost:8000/v1?key=1"),
+        COMPILE,
+        2,
+        "openai:m: 'http://localhost:8000/v1?key=1': leave out what follows the path",
+    ),
+    Mistake(
+        "a password in an address",
+        student("openai:m@http://me:secret@localhost:8000/v1"),
+        COMPILE,
+        2,
+        "openai:m: a user or password in an address",
+        "api_key_env",
+    ),
+    Mistake(
+        "no key for OpenAI",
+        student("openai:gpt-4o"),
+        COMPILE,
+        1,
+        "openai:gpt-4o: its key is missing: set the environment variable OPENAI_API_KEY",
+    ),
+    Mistake(
+        "no key where one is named",
+        student("openai:m@http://localhost:1/v1", 'api_key_env = "PLD_NO_SUCH_KEY"\n'),
+        COMPILE,
+        1,
+        "its key is missing: set the environment variable PLD_NO_SUCH_KEY",
+    ),
+    Mistake(
+        "the key itself in the configuration",
+        student("openai:m@http://localhost:1/v1", 'api_key_env = "sk-secret"\n'),
+        COMPILE,
+        2,
+        "student.api_key_env: write the name of an environment variable, in capitals, not the key itself",
+    ),
+    Mistake(
+        "an unknown price under a cap",
+        student("openai:m@http://10.0.0.1/v1"),
+        f"{COMPILE} --max-cost 2",
+        1,
+        'the price of m is unknown, so the cap of $2 cannot be kept; add [prices."m"]',
     ),
     Mistake(
         "no policy",
@@ -361,6 +424,27 @@ MISTAKES = [
         "classify: student", nothing, f"{CLASSIFY} --student gpt", 2, "'gpt' is not the address", "local:"
     ),
     Mistake(
+        "classify: no key",
+        nothing,
+        f"{CLASSIFY} --student openai:gpt-4o",
+        1,
+        "set the environment variable OPENAI_API_KEY",
+    ),
+    Mistake(
+        "classify: an unknown price under a cap",
+        nothing,
+        f"{CLASSIFY} --student openai:m@http://10.0.0.1/v1 --max-cost 2",
+        1,
+        "the price of m is unknown",
+    ),
+    Mistake(
+        "evaluate: an unknown price under a cap",
+        nothing,
+        "evaluate {run} --student openai:m@http://10.0.0.1/v1 --max-cost 2",
+        1,
+        "the price of m is unknown",
+    ),
+    Mistake(
         "classify: a variant", nothing, f"{CLASSIFY} --student local:x", 2, "have no variants; write 'local:'"
     ),
     Mistake(
@@ -437,7 +521,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "500")
-    monkeypatch.delenv("PLD_DEBUG", raising=False)
+    for name in ("PLD_DEBUG", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     return Desk(tmp_path, compiled)
 
 
@@ -470,9 +555,94 @@ def test_a_mistake_gets_one_line_and_leaves_nothing_behind(mistake: Mistake, des
     assert found.stdout == ""
     assert "Traceback" not in found.stderr
     assert "unexpected" not in found.stderr
+    assert "secret" not in found.stderr
     # every text of the corpus holds such a word
     assert not re.search(r"ticket\d", found.stderr)
     assert tree(desk.folder, desk.run) == before
+
+
+class Elsewhere:
+    """A server in a thread of its own, as the command line runs an event loop itself."""
+
+    def __init__(self, response: bytes) -> None:
+        self._response = response
+
+    def __enter__(self) -> Responding:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._block = responding(self._response)
+        return asyncio.run_coroutine_threadsafe(self._block.__aenter__(), self._loop).result()
+
+    def __exit__(self, *exc: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._block.__aexit__(None, None, None), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port: int = bound.getsockname()[1]
+        return port
+
+
+NO_MODEL = {"error": {"message": "ticket1 no", "type": "invalid_request_error", "code": "model_not_found"}}
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (None, "/v1: nobody answers there; is the server running, and the port right?"),
+        (
+            http(404, NO_MODEL),
+            "HTTP 404 (model_not_found): there is no such model or no such path; check the",
+        ),
+        (
+            http(401),
+            "HTTP 401: it does not accept the key; name the environment variable that holds the key in",
+        ),
+        (
+            http(200, b"<!doctype html>"),
+            "answers with a web page: write the address of the API itself, which",
+        ),
+        (
+            http(301, b"", {"Location": "https://x/"}),
+            "HTTP 301, no data: write the address of the API itself",
+        ),
+    ],
+    ids=["nobody", "no model", "no key", "web page", "moved"],
+)
+def test_a_server_that_cannot_be_used(response: bytes | None, words: str, desk: Desk) -> None:
+    with ExitStack() as stack:
+        base = (
+            stack.enter_context(Elsewhere(response)).base
+            if response
+            else f"http://127.0.0.1:{free_port()}/v1"
+        )
+        address = f"openai:m@{base}"
+        before = tree(desk.run)
+        desk.config(more=f'[teacher]\nmodel = "{address}"\n')
+        for arguments in (
+            ["compile", "pld.toml"],
+            ["classify", desk.run, desk.data, "-o", "out", "--student", address],
+            ["evaluate", desk.run, "--student", address],
+        ):
+            found = pld(*arguments)
+            assert found.exit_code == 1, found.stderr
+            assert words in the_line(found.stderr)
+            assert f"pld: openai:m: {base}" in the_line(found.stderr)
+            assert found.stdout == ""
+            assert "unexpected" not in found.stderr
+            assert not re.search(r"ticket\d", found.stderr)
+    # no row is held to have failed, and with the mistake mended the same folders are gone on with
+    assert {path.name for path in tree(desk.run)} >= {path.name for path in before}
+    assert not (desk.folder / "runs/tickets/prompt.md").exists()
+    assert not list((desk.folder / "out").glob("*.parquet"))
+    desk.config()
+    assert pld("compile", "pld.toml").exit_code == 0
+    assert (desk.folder / "runs/tickets/prompt.md").read_bytes() == (desk.run / "prompt.md").read_bytes()
 
 
 def test_a_run_in_use_by_another_process(desk: Desk) -> None:

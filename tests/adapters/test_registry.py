@@ -1,0 +1,341 @@
+"""From addresses to models: what is accepted, which key goes where, what is shared."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.addresses import OPENAI_URL, RemoteAddress, parse_openai
+from adapters.local import FIT_FILE, LocalEmbedder, LocalStudent, LocalTeacher
+from adapters.openai_compatible import OpenAICompatibleChat, OpenAICompatibleEmbedder
+from adapters.registry import (
+    SCHEMES,
+    check_addresses,
+    check_model,
+    check_models,
+    is_local,
+    open_models,
+    open_student,
+    scheme_of,
+    settings_of,
+)
+from engine.config import Config, EmbedderConfig, ModelConfig, PriceConfig, parse_config
+from engine.errors import BudgetError, ConfigError, ModelError, UnknownModelError
+from engine.ports import FREE, Models, Price
+from engine.store import RunDirectory, load_dataset
+from tests.adapters.responding import http, responding
+from tests.support import corpus
+from tests.support.fakes import request
+
+KEY = "sk-planted-2718281828"
+HERE = "http://127.0.0.1:1/v1"
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "MY_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(folder: Path, **tables: dict[str, Any]) -> Config:
+    made = corpus.config(folder)
+    return parse_config({**made.model_dump(exclude_unset=True), **tables}, base=folder)
+
+
+def opened(folder: Path, **tables: dict[str, Any]) -> Models:
+    settings = config(folder, **tables)
+    run = RunDirectory.create(folder / "run")
+    with run.lock():
+        return open_models(settings, (), run)
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "urls"),
+    [
+        ("openai:gpt-4o", "gpt-4o", (OPENAI_URL,)),
+        ("openai:ft:gpt-4o:org::id", "ft:gpt-4o:org::id", (OPENAI_URL,)),
+        ("openai:m@http://host:8000/v1", "m", ("http://host:8000/v1",)),
+        (
+            "openai:Qwen/Qwen3-8B@https://a/v1/,http://b:1/v1",
+            "Qwen/Qwen3-8B",
+            ("https://a/v1", "http://b:1/v1"),
+        ),
+        ("openai:name@2@http://[::1]:8000/v1", "name@2", ("http://[::1]:8000/v1",)),
+        (f"openai:m@{OPENAI_URL}", "m", (OPENAI_URL,)),
+    ],
+)
+def test_addresses(address: str, name: str, urls: tuple[str, ...]) -> None:
+    assert parse_openai(address) == RemoteAddress(name, urls)
+    assert scheme_of(address) == "openai"
+    assert not is_local(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("gpt-4o", "'gpt-4o' is not the address of a known kind of model; known: local: "),
+        ("gemni:flash", "openai:NAME alone is one of api.openai.com"),
+        ("local:x", "have no variants; write 'local:'"),
+        ("openai:", "openai:: the model's name is missing: openai:NAME@http://host:port/v1"),
+        ("openai:@http://host/v1", "openai:: the model's name is missing"),
+        ("openai: m@http://host/v1", "the model's name is missing"),
+        (
+            "openai:m@host:8000/v1",
+            "after the model's name goes @ and its server, openai:NAME@http://host:port/v1",
+        ),
+        ("openai:m@me:secret@host:8000/v1", "openai:m: after the model's name goes @ and its server"),
+        ("openai:m@ftp://host/v1", "after the model's name goes @ and its server"),
+        ("openai:http://host/v1", "after the model's name goes @ and its server"),
+        ("openai:m@http://", "openai:m: 'http://' is not the address of a server"),
+        ("openai:m@http://host:port/v1", "a server's address is not a URL such as http://host:8000/v1"),
+        ("openai:m@http://host:99999/v1", "a server's address is not a URL such as http://host:8000/v1"),
+        ("openai:m@http://[::1/v1", "a server's address is not a URL such as http://host:8000/v1"),
+        ("openai:m@http://host/v1 and more", "is not the address of a server; write http://host:port/v1"),
+        ("openai:m@http://a/v1,b/v1", "'b/v1' is not the address of a server"),
+        ("openai:m@http://a/v1,", "'' is not the address of a server"),
+        ("openai:m@http://host/v1?x=1", "leave out what follows the path (from ? or #)"),
+        ("openai:m@http://host/v1#top", "leave out what follows the path (from ? or #)"),
+        ("openai:m@http://host/v1?", "leave out what follows the path"),
+        (
+            "openai:m@http://me:secret@host/v1",
+            "name the environment variable that holds the key in api_key_env",
+        ),
+        ("openai:m@http://me:sec/secret@host/v1", "name the environment variable that holds the key"),
+        ("openai:m@http://api.openai.com/v1", "is reached by https:// only; write openai:m"),
+        (f"openai:m@{OPENAI_URL},http://host/v1", "api.openai.com goes with no other server"),
+    ],
+)
+def test_malformed_addresses(address: str, words: str) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        scheme_of(address)
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_password_in_an_unknown_kind_of_address_is_not_repeated() -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        scheme_of("opnai:m@http://me:secret@host/v1")
+    assert "opnai:m" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text() | st.text("abc:/@,.%?#[]1 ", max_size=20).map(lambda text: f"openai:m@http://{text}"))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    try:
+        assert scheme_of(text) in SCHEMES
+    except UnknownModelError:
+        return
+    if not is_local(text):
+        address = parse_openai(text)
+        assert address.name
+        assert all(url.startswith(("http://", "https://")) and "@" not in url for url in address.urls)
+
+
+def test_only_this_machine_is_loopback() -> None:
+    def loopback(*urls: str) -> bool:
+        return RemoteAddress("m", urls).loopback
+
+    assert loopback("http://127.0.0.1:8000/v1")
+    assert loopback("http://localhost/v1", "http://[::1]:1/v1", "http://127.9.9.9/v1")
+    assert not loopback("http://127.0.0.1/v1", "http://10.0.0.1/v1")
+    assert not loopback("http://localhost.example.com/v1")
+    assert not loopback("http://127.0.0.1.example.com/v1")
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+async def sent_key(settings: ModelConfig) -> str | None:
+    """The key that a server gets to see."""
+    answer = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
+    async with responding(http(200, answer)) as server:
+        model = open_student(settings.model_copy(update={"model": f"openai:m@{server.base}"}))
+        await model.complete([request("r")])
+        await model.aclose()
+    return server.asked[0].headers.get("authorization")
+
+
+def test_the_openai_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert asyncio.run(sent_key(ModelConfig())) is None
+
+
+def test_a_named_key_goes_to_the_server_it_is_named_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    assert asyncio.run(sent_key(ModelConfig(api_key_env="MY_KEY"))) == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        (ModelConfig(model="openai:gpt-4o"), "OPENAI_API_KEY"),
+        (ModelConfig(model="openai:gpt-4o", api_key_env="MY_KEY"), "MY_KEY"),
+        (ModelConfig(model=f"openai:m@{HERE}", api_key_env="MY_KEY"), "MY_KEY"),
+    ],
+)
+def test_a_key_that_is_not_set(settings: ModelConfig, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for blank in (None, "", " \n"):
+        if blank is not None:
+            monkeypatch.setenv(variable, blank)
+        for check in (open_student, lambda one: check_model(one, {}, None)):
+            with pytest.raises(
+                ModelError, match=f"its key is missing: set the environment variable {variable}$"
+            ):
+                check(settings)
+
+
+def test_a_key_that_cannot_be_one_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX-Header: injected")
+    with pytest.raises(
+        ModelError, match="what the environment variable OPENAI_API_KEY holds cannot be a key"
+    ) as caught:
+        open_student("openai:gpt-4o")
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_in_the_configuration_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    for value in (KEY, "my_key", ""):
+        with pytest.raises(
+            ConfigError, match=r"student.api_key_env: write the name of an environment var"
+        ) as caught:
+            config(tmp_path, student={"api_key_env": value})
+        assert not value or value not in str(caught.value)
+
+
+def test_the_key_is_in_no_settings_and_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    settings = config(tmp_path, student={"model": f"openai:m@{HERE}", "api_key_env": "MY_KEY"})
+    model = open_student(settings.student)
+    assert KEY not in f"{settings!r} {settings.model_dump_json()} {model!r} {model.name}"
+
+
+def test_another_address_takes_the_key_along_only_to_the_same_servers() -> None:
+    configured = ModelConfig(model=f"openai:m@{HERE}", api_key_env="MY_KEY", concurrency=3)
+    assert settings_of(configured, None) is configured
+    same = settings_of(configured, f"openai:other@{HERE}")
+    assert (same.model, same.api_key_env, same.concurrency) == (f"openai:other@{HERE}", "MY_KEY", 3)
+    for other in ("openai:m@http://127.0.0.1:2/v1", f"openai:m@{HERE},http://b/v1", "openai:m", "local:"):
+        assert settings_of(configured, other).api_key_env is None
+    with pytest.raises(UnknownModelError):
+        settings_of(configured, "openai:m@b")
+
+
+# --- prices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "price"),
+    [
+        (f"openai:anything@{HERE}", FREE),
+        (f"openai:gpt-4o@{HERE}", Price(2.5, 10)),  # a proxy on this machine
+        (f"openai:mine@{HERE}", Price(1, 2)),
+        ("openai:mine@http://10.0.0.1/v1", Price(1, 2)),
+        ("openai:gpt-4o@https://proxy.example/v1", Price(2.5, 10)),
+        ("openai:anything@http://10.0.0.1/v1", None),
+    ],
+)
+def test_what_a_server_costs(address: str, price: Price | None) -> None:
+    assert open_student(ModelConfig(model=address), {"mine": PriceConfig(input=1, output=2)}).price == price
+
+
+def test_an_unknown_price_is_refused_under_a_cap_only(tmp_path: Path) -> None:
+    far = {"model": "openai:x/y@http://10.0.0.1/v1"}
+    settings = config(tmp_path, teacher=far)
+    check_models(settings, None)
+    with pytest.raises(
+        BudgetError, match=r"the price of x/y is unknown, so the cap of \$5 .* add \[prices.\"x/y\"\]"
+    ):
+        check_models(settings, 5.0)
+    with pytest.raises(BudgetError, match="the cap of"):
+        check_models(config(tmp_path, embedder=far, run={"max_cost_usd": 1.0}), None)
+    check_models(config(tmp_path, teacher=far, prices={"x/y": {"input": 1.0}}), 5.0)
+    check_models(config(tmp_path), 0.0)
+
+
+def test_prices_in_the_configuration(tmp_path: Path) -> None:
+    assert config(tmp_path, prices={"m": {"input": 1}}).prices == {"m": PriceConfig(input=1, output=0)}
+    with pytest.raises(ConfigError, match=r"unknown key 'ouput' in \[prices.m\]; did you mean 'output'"):
+        config(tmp_path, prices={"m": {"input": 1, "ouput": 2}})
+    with pytest.raises(ConfigError, match=r"prices.m.input is missing"):
+        config(tmp_path, prices={"m": {"output": 2}})
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def test_a_student_from_an_address() -> None:
+    assert isinstance(open_student("local:"), LocalStudent)
+    model = open_student(f"openai:m@{HERE}")
+    assert isinstance(model, OpenAICompatibleChat)
+    assert model.name == f"openai:m@{HERE}"
+    assert open_student(ModelConfig(model=f"openai:m@{HERE}", max_input_tokens=7)).max_input_tokens == 7
+
+
+def test_all_models_local(tmp_path: Path) -> None:
+    settings = corpus.config(tmp_path)
+    run = RunDirectory.create(tmp_path / "run")
+    with run.lock():
+        models = open_models(settings, load_dataset(settings).train, run)
+    assert isinstance(models.teacher, LocalTeacher)
+    assert models.teacher is models.synthesizer is models.resolver
+    assert isinstance(models.embedder, LocalEmbedder)
+    assert isinstance(models.student, LocalStudent)
+    assert (run.path / FIT_FILE).is_file()
+
+
+def test_nothing_is_fitted_where_nothing_is_local_but_the_student(tmp_path: Path) -> None:
+    remote = {"model": f"openai:m@{HERE}"}
+    models = opened(tmp_path, teacher=remote, embedder={**remote, "dimensions": 64})
+    assert isinstance(models.teacher, OpenAICompatibleChat)
+    assert isinstance(models.embedder, OpenAICompatibleEmbedder)
+    assert models.embedder.name.endswith("#64")
+    assert isinstance(models.student, LocalStudent)
+    assert not (tmp_path / "run" / FIT_FILE).exists()
+
+
+def test_roles_with_the_same_settings_share_one_model(tmp_path: Path) -> None:
+    remote = {"model": f"openai:m@{HERE}"}
+    models = opened(
+        tmp_path, teacher=remote, resolver={**remote, "concurrency": 2}, student=remote, embedder=remote
+    )
+    assert models.teacher is models.synthesizer is models.student
+    assert models.resolver is not models.teacher
+    assert models.resolver.name == models.teacher.name
+
+
+def test_local_and_remote_roles_mix(tmp_path: Path) -> None:
+    settings = config(tmp_path, resolver={"model": f"openai:m@{HERE}"}, student={"model": f"openai:m@{HERE}"})
+    run = RunDirectory.create(tmp_path / "run")
+    with run.lock():
+        models = open_models(settings, load_dataset(settings).train, run)
+    assert isinstance(models.teacher, LocalTeacher)
+    assert models.teacher is models.synthesizer
+    assert isinstance(models.resolver, OpenAICompatibleChat)
+    assert models.resolver is models.student
+
+
+def test_a_missing_key_is_found_before_anything_is_fitted(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        opened(tmp_path, student={"model": "openai:gpt-4o"})
+    assert not (tmp_path / "run" / FIT_FILE).exists()
+
+
+def test_addresses_are_checked_without_keys(tmp_path: Path) -> None:
+    check_addresses(config(tmp_path, student={"model": "openai:gpt-4o"}))
+    with pytest.raises(UnknownModelError):
+        check_addresses(config(tmp_path, embedder={"model": "openai:m@nowhere"}))
+
+
+def test_an_embedder_has_no_limit_on_its_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"embedder.max_input_tokens: is for models that write"):
+        config(tmp_path, embedder={"max_input_tokens": 5})
+    assert EmbedderConfig().max_input_tokens is None
