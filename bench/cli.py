@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import orjson
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import bulk, quality
+from bench import bulk, journals, quality, scheduler
 from bench.environment import data_folder, environment
 
 app = typer.Typer(help="Side-by-side figures on this machine.", no_args_is_help=True)
@@ -69,6 +70,55 @@ def bulk_command(
     _show(bulk.measure(data_folder(), name, rows, repeats), {}, as_json=as_json)
 
 
+_SCHEDULER_PARTS = ("speed", "latency", "cached", "journals", "limits", "faults", "kills", "memory")
+
+
+@app.command("scheduler")
+def scheduler_command(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(_SCHEDULER_PARTS)}; default: all.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests of one job.", min=1000)] = 20_000,
+    repeats: Annotated[
+        int, typer.Option(help="Runs of each row of speed, latency, cached and journals.", min=1)
+    ] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of a job under limits or latency.", min=5)] = 60.0,
+    kills: Annotated[int, typer.Option(help="How often the job is killed.", min=1)] = 20,
+    stream: Annotated[int, typer.Option(help="Requests of the long stream.", min=200_000)] = 1_000_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Drive a fake LLM server over loopback with pld's scheduler and adapter, and with other clients.
+
+    CPU is the client's, in microseconds for a request; `ratio` is that to a bare aiohttp loop's in the same
+    run, or the share of what is possible. Clients that are not installed (openai, litellm) are left out.
+
+    Example: pld bench scheduler speed --repeats 5
+    """
+    chosen = parts or list(_SCHEDULER_PARTS)
+    if unknown := set(chosen) - set(_SCHEDULER_PARTS):
+        known = ", ".join(_SCHEDULER_PARTS)
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: not a part of this benchmark; known: {known}"
+        )
+    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "speed": lambda: scheduler.measure_speed(requests, repeats),
+        "latency": lambda: scheduler.measure_latency(seconds / 2, repeats),
+        "cached": lambda: scheduler.measure_cached(requests, repeats),
+        "journals": lambda: journals.measure(repeats=repeats),
+        "limits": lambda: scheduler.measure_limits(seconds),
+        "faults": lambda: scheduler.measure_faults(requests),
+        "kills": lambda: scheduler.measure_kills(requests, kills),
+        "memory": lambda: scheduler.measure_memory(stream),
+    }
+    found = {part: measures[part]() for part in _SCHEDULER_PARTS if part in chosen}
+    where = environment()
+    if as_json:
+        rows = [{"part": part, **row} for part, part_rows in found.items() for row in part_rows]
+        _print_json({"environment": where, "results": rows})
+    else:
+        _print_tables(list(found.values()), where)
+
+
 def _needs_data() -> None:
     if not data_folder().is_dir():
         raise typer.BadParameter("set PLD_DATA to the folder that holds data/ with the data sets")
@@ -77,15 +127,24 @@ def _needs_data() -> None:
 def _show(rows: list[dict[str, Any]], more: dict[str, Any], *, as_json: bool) -> None:
     where = environment()
     if as_json:
-        document = {"environment": where, "results": rows, **more}
-        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-        return
+        _print_json({"environment": where, "results": rows, **more})
+    else:
+        _print_tables([rows, *more.values()], where)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def _print_tables(tables: list[list[dict[str, Any]]], where: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    for table_rows in (rows, *more.values()):
+    for rows in tables:
         table = Table()
-        for column in table_rows[0]:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        for column in columns:
             table.add_column(column)
-        for row in table_rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        for row in rows:
+            cells = (row.get(column) for column in columns)
+            table.add_row(*("" if value is None else str(value) for value in cells))
         console.print(table)
     console.print(f"{where['machine']}; Python {where['python']}; {where['date']}", markup=False)

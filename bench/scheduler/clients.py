@@ -1,0 +1,155 @@
+"""The clients that are compared, each in a process of its own: `python -m bench.scheduler.clients TASK`.
+
+A client prints one JSON object: how many answers it got, CPU seconds of the whole process and wall seconds
+from the first request to the last answer, peak memory, and what else it has to tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import orjson
+
+from bench.scheduler.workload import MAX_OUTPUT_TOKENS, MODEL, Task, messages, rows
+from engine.tuning import long_job, new_event_loop
+
+Client = Callable[[Task], Coroutine[Any, Any, dict[str, Any]]]
+
+
+def until(task: Task) -> Iterator[int]:
+    """The rows of a task, up to its seconds."""
+    began = time.monotonic()
+    for number in rows(task):
+        if task.seconds is not None and time.monotonic() - began >= task.seconds:
+            return
+        yield number
+
+
+async def bare(task: Task) -> dict[str, Any]:
+    """aiohttp and orjson in a worker pool: no limits, no retries, nothing kept."""
+    import aiohttp  # noqa: PLC0415 - each client imports what it uses, so that heaps compare
+
+    url = f"{task.url}/v1/chat/completions"
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+    todo = until(task)
+    answers = 0
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def work() -> None:
+            nonlocal answers
+            for number in todo:
+                body = {"model": MODEL, "messages": messages(number), "max_tokens": MAX_OUTPUT_TOKENS}
+                async with session.post(url, data=orjson.dumps(body), headers=headers) as response:
+                    answer = orjson.loads(await response.read())
+                answers += bool(answer["choices"][0]["message"]["content"])
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(task.concurrency):
+                group.create_task(work())
+    return {"answers": answers}
+
+
+async def ours(task: Task) -> dict[str, Any]:
+    """This project's scheduler, response cache, limits and adapter, as `pld compile` uses them."""
+    from bench.scheduler.own import run_own  # noqa: PLC0415
+
+    return await run_own(task)
+
+
+async def openai_sdk(task: Task) -> dict[str, Any]:
+    """The OpenAI SDK under a semaphore: a task for each of a worker pool's requests."""
+    import openai  # noqa: PLC0415 - only where it is installed
+
+    client = openai.AsyncOpenAI(api_key="none", base_url=f"{task.url}/v1", max_retries=0)
+    answers = 0
+    todo = until(task)
+    slots = asyncio.Semaphore(task.concurrency)
+
+    async def ask(number: int) -> None:
+        nonlocal answers
+        async with slots:
+            found = await client.chat.completions.create(
+                model=MODEL, messages=messages(number), max_tokens=MAX_OUTPUT_TOKENS
+            )
+        answers += bool(found.choices[0].message.content)
+
+    async with client, asyncio.TaskGroup() as group:
+        for number in todo:
+            group.create_task(ask(number))
+    return {"answers": answers}
+
+
+async def litellm_sdk(task: Task) -> dict[str, Any]:
+    """litellm's `acompletion` in a worker pool."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm  # noqa: PLC0415 - only where it is installed
+
+    answers = 0
+    todo = until(task)
+
+    async def work() -> None:
+        nonlocal answers
+        for number in todo:
+            found = await litellm.acompletion(
+                model=f"openai/{MODEL}",
+                messages=messages(number),
+                max_tokens=MAX_OUTPUT_TOKENS,
+                api_key="none",
+                api_base=f"{task.url}/v1",
+                num_retries=0,
+            )
+            answers += bool(found.choices[0].message.content)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(task.concurrency):
+            group.create_task(work())
+    return {"answers": answers}
+
+
+CLIENTS: dict[str, tuple[Client, str]] = {
+    "bare": (bare, "aiohttp"),
+    "ours": (ours, "aiohttp"),
+    "openai": (openai_sdk, "openai"),
+    "litellm": (litellm_sdk, "litellm"),
+}
+"""Each client, and the package without which it is left out."""
+
+
+def installed(client: str) -> bool:
+    """Whether the client's package is there."""
+    return importlib.util.find_spec(CLIENTS[client][1]) is not None
+
+
+def _cpu_s() -> float:
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime
+
+
+def _main(argument: str) -> None:
+    task = Task(**orjson.loads(argument))
+    client, package = CLIENTS[task.client]
+    importlib.import_module(package)
+    if task.client == "ours":
+        importlib.import_module("bench.scheduler.own")
+    with long_job() if task.tuned else nullcontext():
+        factory = new_event_loop if task.tuned else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            cpu, wall = _cpu_s(), time.perf_counter()
+            found = runner.run(client(task))
+            cpu, wall = _cpu_s() - cpu, time.perf_counter() - wall
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    print(orjson.dumps({"cpu_s": cpu, "wall_s": wall, "peak_mb": peak_mb, **found}).decode())  # noqa: T201
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
