@@ -94,7 +94,7 @@ class GeminiChat:
             request.max_output_tokens,
             request.schema,
             request.choices,
-            (request.temperature, request.index),
+            (request.temperature, request.index if request.temperature > 0 else 0),
         )
         contents = _contents(request)
         reply = await self._client.call(
@@ -160,9 +160,7 @@ class GeminiEmbedder:
             return []
         inputs = [clustering_input(self._model, safe(text)) for text in texts]
         # one Content each: some models make one vector of a list of texts
-        contents: list[types.Content] = [
-            types.Content(parts=[types.Part(text=text)], role="user") for text in inputs
-        ]
+        contents = [_content("user", text) for text in inputs]
         reply = await self._client.call(
             lambda models: models.embed_content(model=self._model, contents=contents, config=self._config)
         )
@@ -207,19 +205,21 @@ class GeminiEmbedder:
         return Embedding(vector, usage)
 
 
-def _contents(request: Request) -> str | list[types.Content]:
+def _contents(request: Request) -> str | list[types.ContentDict]:
     """The messages but the system's. One of the user's goes as text: the SDK is quickest with that."""
     messages = [message for message in request.messages if message.role != "system"]
     if len(messages) == 1 and messages[0].role == "user":
         return safe(messages[0].content)
     return [
-        types.Content(
-            role="model" if message.role == "assistant" else "user",
-            parts=[types.Part(text=safe(message.content))],
-        )
+        _content("model" if message.role == "assistant" else "user", safe(message.content))
         for message in messages
         if message.content  # Gemini takes no empty text, and an earlier answer may have had none
     ]
+
+
+def _content(role: str, text: str) -> types.ContentDict:
+    # as a dict: the SDK is twice as quick with it as with its own Content
+    return {"role": role, "parts": [{"text": text}]}
 
 
 def _shares(texts: Sequence[str], input_tokens: int) -> list[int]:

@@ -125,9 +125,11 @@ def open_student(model: str | ModelConfig, prices: Mapping[str, PriceConfig] | N
     """The student at an address, or with the settings of a configuration's `[student]`.
 
     `prices` goes before the built-in price table. Raises `UnknownModelError` for an address that no adapter
-    knows, and `ModelError` for a key that is not in the environment.
+    knows, `ConfigError` for a setting that the model does not take, and `ModelError` for a key that is not in
+    the environment.
     """
     settings = ModelConfig(model=model) if isinstance(model, str) else model
+    _check_thinking(settings)
     return LocalStudent() if is_local(settings.model) else _open_chat(settings, prices or {})
 
 
@@ -185,7 +187,6 @@ class _Opened:
 
 
 def _open_chat(settings: ModelConfig, prices: Mapping[str, PriceConfig]) -> ChatModel:
-    _check_thinking(settings)
     address = _remote(settings.model)
     key, price, most = _key(address, settings), _price(address, prices), settings.max_input_tokens
     if scheme_of(settings.model) == "gemini":

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.addresses import OPENAI_URL, RemoteAddress, parse_openai
+from adapters.addresses import (
+    GEMINI_HOST,
+    GEMINI_URL,
+    OPENAI_URL,
+    RemoteAddress,
+    parse_gemini,
+    parse_openai,
+)
+from adapters.gemini import GeminiChat, GeminiEmbedder
+from adapters.gemini_client import Access
 from adapters.local import FIT_FILE, LocalEmbedder, LocalStudent, LocalTeacher
 from adapters.openai_compatible import OpenAICompatibleChat, OpenAICompatibleEmbedder
 from adapters.registry import (
@@ -38,7 +47,14 @@ HERE = "http://127.0.0.1:1/v1"
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "MY_KEY"):
+    for name in (
+        "OPENAI_API_KEY",
+        "MY_KEY",
+        "GEMINI_API_KEY",
+        "GOOGLE_API_KEY",
+        "GOOGLE_GENAI_USE_VERTEXAI",
+        "GOOGLE_GENAI_USE_ENTERPRISE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -79,6 +95,21 @@ def test_addresses(address: str, name: str, urls: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "name", "url"),
+    [
+        ("gemini:gemini-3.8-flash", "gemini-3.8-flash", GEMINI_URL),
+        ("gemini:models/gemini-2.5-pro", "models/gemini-2.5-pro", GEMINI_URL),
+        ("gemini:projects/p/locations/l/endpoints/12", "projects/p/locations/l/endpoints/12", GEMINI_URL),
+        ("gemini:m@http://host:8000/", "m", "http://host:8000"),
+        (f"gemini:m@{GEMINI_URL}", "m", GEMINI_URL),
+    ],
+)
+def test_gemini_addresses(address: str, name: str, url: str) -> None:
+    assert parse_gemini(address) == RemoteAddress(name, (url,))
+    assert scheme_of(address) == "gemini"
+
+
+@pytest.mark.parametrize(
     ("address", "words"),
     [
         ("gpt-4o", "'gpt-4o' is not the address of a known kind of model; known: local: "),
@@ -111,6 +142,14 @@ def test_addresses(address: str, name: str, urls: tuple[str, ...]) -> None:
         ("openai:m@http://me:sec/secret@host/v1", "name the environment variable that holds the key"),
         ("openai:m@http://api.openai.com/v1", "is reached by https:// only; write openai:m"),
         (f"openai:m@{OPENAI_URL},http://host/v1", "api.openai.com goes with no other server"),
+        ("gemini:", "gemini:: the model's name is missing: gemini:NAME@http://host:port"),
+        ("gemini:m@host", "after the model's name goes @ and its server, gemini:NAME@http://host:port"),
+        ("gemini:../m", "gemini:../m: not a model's name; write one such as gemini:gemini-3.8-flash"),
+        ("gemini:m?key=1", "not a model's name"),
+        ("gemini:m@http://a,http://b", "gemini:m: takes one server, not 2"),
+        ("gemini:m@http://me:secret@host", "name the environment variable that holds the key"),
+        (f"gemini:m@http://{GEMINI_HOST}", "is reached by https:// only; write gemini:m"),
+        (f"gemini:m@{GEMINI_URL},http://host", f"{GEMINI_HOST} goes with no other server"),
     ],
 )
 def test_malformed_addresses(address: str, words: str) -> None:
@@ -128,14 +167,18 @@ def test_a_password_in_an_unknown_kind_of_address_is_not_repeated() -> None:
     assert "secret" not in str(caught.value)
 
 
-@given(st.text() | st.text("abc:/@,.%?#[]1 ", max_size=20).map(lambda text: f"openai:m@http://{text}"))
+@given(
+    st.text()
+    | st.text("abc:/@,.%?#[]1 ", max_size=20).map(lambda text: f"openai:m@http://{text}")
+    | st.text("ab-:/@.?1 ", max_size=20).map(lambda text: f"gemini:{text}")
+)
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:
         assert scheme_of(text) in SCHEMES
     except UnknownModelError:
         return
     if not is_local(text):
-        address = parse_openai(text)
+        address = parse_gemini(text) if scheme_of(text) == "gemini" else parse_openai(text)
         assert address.name
         assert all(url.startswith(("http://", "https://")) and "@" not in url for url in address.urls)
 
@@ -229,6 +272,96 @@ def test_another_address_takes_the_key_along_only_to_the_same_servers() -> None:
         settings_of(configured, "openai:m@b")
 
 
+async def sent_google_key(settings: ModelConfig) -> str | None:
+    """The key that a server with Gemini's API gets to see."""
+    answer = {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}]}
+    async with responding(http(200, answer)) as server:
+        address = f"gemini:m@{server.base.removesuffix('/v1')}"
+        model = open_student(settings.model_copy(update={"model": address}))
+        await model.complete([request("r")])
+        await model.aclose()
+    return server.asked[0].headers.get("x-goog-api-key")
+
+
+def test_google_keys_go_to_google_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setenv("GOOGLE_API_KEY", KEY)
+    assert asyncio.run(sent_google_key(ModelConfig())) == "none"
+    monkeypatch.setenv("MY_KEY", "mine")
+    assert asyncio.run(sent_google_key(ModelConfig(api_key_env="MY_KEY"))) == "mine"
+
+
+def google_access(settings: ModelConfig) -> Access:
+    model = open_student(settings)
+    assert isinstance(model, GeminiChat)
+    return model._client._access
+
+
+def test_the_key_for_gemini(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ModelConfig(model="gemini:m")
+    with pytest.raises(ModelError, match=r"set the environment variable GEMINI_API_KEY or GOOGLE_API_KEY$"):
+        open_student(settings)
+    monkeypatch.setenv("GOOGLE_API_KEY", "second")
+    assert google_access(settings).api_key == "second"
+    monkeypatch.setenv("GEMINI_API_KEY", "first")
+    assert google_access(settings).api_key == "first"
+    monkeypatch.setenv("MY_KEY", "named")
+    assert google_access(ModelConfig(model="gemini:m", api_key_env="MY_KEY")).api_key == "named"
+    monkeypatch.setenv("GEMINI_API_KEY", "k\ny")
+    with pytest.raises(
+        ModelError, match="what the environment variable GEMINI_API_KEY holds cannot be a key"
+    ):
+        open_student(settings)
+
+
+@pytest.mark.parametrize("variable", ["GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"])
+def test_vertex_finds_its_own_credentials(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setenv(variable, "True")
+    access = google_access(ModelConfig(model="gemini:m"))
+    assert (access.vertex, access.api_key) == (True, None)
+    assert "gcloud auth application-default login" in access.key_hint
+    assert open_student("gemini:m").name == "gemini:m@vertex"
+    elsewhere = google_access(ModelConfig(model="gemini:m@http://127.0.0.1:1"))
+    assert (elsewhere.vertex, elsewhere.url) == (False, "http://127.0.0.1:1")
+    monkeypatch.setenv("MY_KEY", "express")
+    express = google_access(ModelConfig(model="gemini:m", api_key_env="MY_KEY"))
+    assert (express.vertex, express.api_key) == (True, "express")
+    monkeypatch.setenv(variable, "false")
+    assert not google_access(ModelConfig(model="gemini:m")).vertex
+
+
+# --- thinking -------------------------------------------------------------------------------------
+
+
+def test_thinking_is_for_gemini_models(tmp_path: Path) -> None:
+    for model in ("local:", f"openai:m@{HERE}"):
+        settings = ModelConfig(model=model, thinking="low")
+        for check in (open_student, lambda one: check_model(one, {}, None)):
+            with pytest.raises(ConfigError, match=f"^{model}: takes no `thinking`"):
+                check(settings)
+        with pytest.raises(ConfigError, match="takes no `thinking`"):
+            opened(tmp_path, teacher={"model": model, "thinking": 100})
+    with pytest.raises(ConfigError, match="takes a number of tokens"):
+        check_model(ModelConfig(model="gemini:gemini-2.5-pro", thinking="low"), {}, None)
+    with pytest.raises(ConfigError, match="an embedder does not think"):
+        config(tmp_path, embedder={"thinking": 100})
+
+
+def test_how_much_a_gemini_model_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    model = open_student(ModelConfig(model="gemini:gemini-3.5-flash", thinking="low"))
+    assert model.name.endswith("#thinking=low")
+    assert model.price == Price(1.5, 9, thinking_tokens=4096)
+
+
+def test_another_address_takes_thinking_along_only_to_the_same_kind() -> None:
+    configured = ModelConfig(model="gemini:gemini-3.8-flash", thinking="low")
+    assert settings_of(configured, "gemini:gemini-3-flash-preview").thinking == "low"
+    assert settings_of(configured, "local:").thinking is None
+    assert settings_of(configured, f"openai:m@{HERE}").thinking is None
+
+
 # --- prices ---------------------------------------------------------------------------------------
 
 
@@ -278,6 +411,22 @@ def test_a_student_from_an_address() -> None:
     assert isinstance(model, OpenAICompatibleChat)
     assert model.name == f"openai:m@{HERE}"
     assert open_student(ModelConfig(model=f"openai:m@{HERE}", max_input_tokens=7)).max_input_tokens == 7
+
+
+def test_models_of_gemini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    models = opened(
+        tmp_path,
+        teacher={"model": "gemini:gemini-3.8-flash", "max_input_tokens": 7},
+        embedder={"model": "gemini:gemini-embedding-001", "dimensions": 64},
+    )
+    assert isinstance(models.teacher, GeminiChat)
+    assert models.teacher is models.resolver
+    assert models.teacher.max_input_tokens == 7
+    assert isinstance(models.embedder, GeminiEmbedder)
+    assert models.embedder.name == f"gemini:gemini-embedding-001@{GEMINI_URL}#64"
+    assert models.embedder.price == Price(0.15)
+    assert KEY not in f"{models!r} {models.teacher!r} {models.teacher.name} {models.embedder!r}"
 
 
 def test_all_models_local(tmp_path: Path) -> None:

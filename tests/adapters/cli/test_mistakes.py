@@ -201,6 +201,49 @@ MISTAKES = [
         "openai:gpt-4o: its key is missing: set the environment variable OPENAI_API_KEY",
     ),
     Mistake(
+        "no key for Gemini",
+        student("gemini:gemini-3.8-flash"),
+        COMPILE,
+        1,
+        "gemini:gemini-3.8-flash: its key is missing: set the environment variable GEMINI_API_KEY or "
+        "GOOGLE_API_KEY",
+    ),
+    Mistake(
+        "a Gemini that is no model",
+        student("gemini:gemini 3"),
+        COMPILE,
+        2,
+        "gemini:gemini 3: not a model's name; write one such as gemini:gemini-3.8-flash",
+    ),
+    Mistake(
+        "a model that does not think",
+        student("openai:m@http://localhost:1/v1", 'thinking = "low"\n'),
+        COMPILE,
+        2,
+        "openai:m@http://localhost:1/v1: takes no `thinking`; that is for gemini: models",
+    ),
+    Mistake(
+        "a level for a model that takes tokens",
+        student("gemini:gemini-2.5-flash", 'thinking = "low"\n'),
+        COMPILE,
+        2,
+        "gemini:gemini-2.5-flash: takes a number of tokens for `thinking`",
+    ),
+    Mistake(
+        "a level that is none",
+        student("gemini:gemini-3.8-flash", 'thinking = "deep"\n'),
+        COMPILE,
+        2,
+        'student.thinking: write "minimal", "low", "medium" or "high", or a number of tokens',
+    ),
+    Mistake(
+        "an embedder that thinks",
+        config(more="[embedder]\nthinking = 5\n"),
+        COMPILE,
+        2,
+        "embedder.thinking: is for models that write; an embedder does not think",
+    ),
+    Mistake(
         "no key where one is named",
         student("openai:m@http://localhost:1/v1", 'api_key_env = "PLD_NO_SUCH_KEY"\n'),
         COMPILE,
@@ -521,7 +564,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "500")
-    for name in ("PLD_DEBUG", "OPENAI_API_KEY"):
+    for name in (
+        "PLD_DEBUG",
+        "OPENAI_API_KEY",
+        "GEMINI_API_KEY",
+        "GOOGLE_API_KEY",
+        "GOOGLE_GENAI_USE_VERTEXAI",
+        "GOOGLE_GENAI_USE_ENTERPRISE",
+    ):
         monkeypatch.delenv(name, raising=False)
     return Desk(tmp_path, compiled)
 
