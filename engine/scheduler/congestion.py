@@ -10,10 +10,11 @@ import math
 from engine.scheduler.pacer import Pacer
 
 _START = 16
-_CUT = 0.1  # of the number in use, at a refusal
-_FAR_CUT = 0.5  # in slow start the number had doubled within one round trip
+_LEAST_CUT = 0.1  # of the number in use, at a refusal
+_MOST_CUT = 0.5  # in slow start the number had doubled within one round trip
+_COOLDOWN_S = 1.0  # a stall of either side brings refusals one after another that say nothing new
+_MANY_REFUSALS = 5
 _RECOVERY_S = 4.0
-_SOON = 0.1  # of the recovery
 _PAUSES_PER_RECOVERY = 20  # a pause must not cost more than a few percent of the time
 _IN_USE = 0.8
 _IN_USE_AT_FIRST = 0.5  # a burst of answers opens slots faster than they can be filled
@@ -30,9 +31,10 @@ class Congestion:
     """A number of requests in flight, between a fraction of one and `cap`.
 
     - Slow start: one more for each answer, so it doubles in a round trip, while half of it is in use.
-    - A refusal cuts it, once per episode, and remembers it as the ceiling that failed. From there it follows
-      the curve of CUBIC (RFC 9438): quickly back to just below the ceiling, slowly past it, then faster. The
-      longer the provider makes everyone wait, the more rarely the ceiling is tried.
+    - A refusal cuts it, once per episode and cooldown, by the share of requests refused since the last cut (a
+      tenth at least, half at most; half in slow start), and remembers it as the ceiling that failed. From
+      there it follows the curve of CUBIC (RFC 9438): quickly back to just below the ceiling, slowly past it,
+      then faster. The longer the provider makes everyone wait, the more rarely the ceiling is tried.
     - After a refusal requests are also spread evenly, at the rate that the number amounts to by the mean
       latency of that moment; below two requests in flight that pace alone is the limit.
     """
@@ -49,6 +51,10 @@ class Congestion:
         self._refusals = 0
         self._answers = 0
         self._errors = 0
+        self._answers_since = 0
+        self._refusals_since = 0  # both since the last cut
+        self._cut_at = -math.inf
+        self._grew_at = -math.inf
         self._latency_s = 0.0
         self._pace_latency_s = 0.0
         self._cut = 0.0
@@ -61,6 +67,7 @@ class Congestion:
     def answered(self, now: float, latency_s: float, in_flight: int) -> None:
         """An answer came after `latency_s`; `in_flight` requests were under way, it included."""
         self._answers += 1
+        self._answers_since += 1
         self._errors = 0
         latency_s = max(latency_s, _SHORTEST_S)
         self._latency_s += max(_MEMORY, 1.0 / self._answers) * (latency_s - self._latency_s)
@@ -69,8 +76,9 @@ class Congestion:
             in_flight >= in_use * self.limit or self.pacer.wait_s(now) > 0.0
         )
         if self._ceiling == math.inf:
-            if growing:
+            if growing and self._limit < self.cap:
                 self._limit = min(float(self.cap), self._limit + 1.0)
+                self._grew_at = now
             self._pace_latency_s = self._latency_s
         else:
             if growing:
@@ -80,24 +88,46 @@ class Congestion:
         self._last = now
         self._changed()
 
-    def refused(self, now: float, pause_s: float, in_flight: int) -> None:
-        """A new episode of refusals; `in_flight` requests were under way; everyone waits for `pause_s`."""
+    def refused(self, now: float, pause_s: float, in_flight: int, *, new_episode: bool = True) -> bool:
+        """A request was refused, with `in_flight` under way; everyone waits for `pause_s`.
+
+        Whether the number was cut.
+        """
         self._refusals += 1
-        if self._answers < self._limit and self._ceiling == math.inf:
+        self._refusals_since += 1
+        self._last = self._hold_until = now + pause_s
+        cooling = now - self._cut_at < max(_COOLDOWN_S, 2.0 * self._latency_s) and not self._far_off
+        if new_episode and self._answers < self._limit and self._ceiling == math.inf:
             # the first burst was too much at once, which says nothing of how many are
             self._limit = max(1.0, self._limit / 2.0)
+        elif new_episode and not cooling:
+            self._cut_back(now, pause_s, in_flight)
         else:
-            # far off: nothing is known yet, or the last cut has not helped
-            far = self._ceiling == math.inf or self._grown_s < _SOON * self._recovery_s
-            self._cut = _FAR_CUT if far else _CUT
-            used = min(self._limit, float(max(in_flight, 1))) if self._limit > 1.0 else self._limit
-            self._ceiling = max(used, _LEAST)
-            self._limit = self._ceiling * (1.0 - self._cut)
-            self._recovery_s = max(_RECOVERY_S, 0.0 if far else _PAUSES_PER_RECOVERY * pause_s)
-            self._grown_s = 0.0
-            self._pace_latency_s = self._latency_s
-        self._last = self._hold_until = now + pause_s
+            return False
         self._changed()
+        return True
+
+    @property
+    def _far_off(self) -> bool:
+        """Whether so many were refused since the last cut that there is nothing to wait for."""
+        return self._refusals_since >= max(_MANY_REFUSALS, 0.5 * self._answers_since)
+
+    def _cut_back(self, now: float, pause_s: float, in_flight: int) -> None:
+        slow_start = self._ceiling == math.inf
+        if slow_start:
+            far = now - self._grew_at <= max(_COOLDOWN_S, 2.0 * self._latency_s)
+            self._cut = _MOST_CUT if far else _LEAST_CUT
+        else:
+            share = self._refusals_since / (self._refusals_since + self._answers_since)
+            self._cut = min(_MOST_CUT, max(_LEAST_CUT, share))
+        used = min(self._limit, float(max(in_flight, 1))) if self._limit > 1.0 else self._limit
+        self._ceiling = max(used, _LEAST)
+        self._limit = self._ceiling * (1.0 - self._cut)
+        self._recovery_s = max(_RECOVERY_S, 0.0 if slow_start else _PAUSES_PER_RECOVERY * pause_s)
+        self._grown_s = 0.0
+        self._pace_latency_s = self._latency_s
+        self._cut_at = now
+        self._answers_since = self._refusals_since = 0
 
     def failed(self, now: float) -> None:
         """An error that is no rate limit; after many in a row there is no growth for a while."""

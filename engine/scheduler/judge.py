@@ -134,9 +134,9 @@ class Judge(Generic[QuestionT, ReplyT]):
                 f"longer than {limit:.0f} s; run the same command again then (what is answered is saved)"
             )
         job.attempts -= 1
-        if lane.pause.extend(job.sent_at, after_s):
-            pause = lane.pause.remaining_s()
-            lane.congestion.refused(self._clock.monotonic(), pause, in_flight)
+        new_episode = lane.pause.extend(job.sent_at, after_s)
+        pause = lane.pause.remaining_s()
+        if lane.congestion.refused(self._clock.monotonic(), pause, in_flight, new_episode=new_episode):
             self._stream.scheduler.emit(
                 ConcurrencyChanged(self._stream.stage, lane.name, lane.congestion.limit, pause)
             )
