@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate, pairwise
 
 from google.genai import types
 
@@ -16,7 +15,7 @@ from adapters.openai_wire import read_unit_vector
 from engine.config import Thinking
 from engine.errors import ModelError
 from engine.ports import FREE, Price, Within
-from engine.tokens import estimate_tokens
+from engine.tokens import estimate_tokens, shared_out
 from engine.types import (
     DOUBTFUL,
     AnswerSchema,
@@ -180,7 +179,7 @@ class GeminiEmbedder:
         if told is None:
             usages = [Usage(estimate_tokens(text), estimated=True) for text in inputs]
         else:
-            usages = [Usage(tokens) for tokens in _shares(inputs, max(0, told))]
+            usages = [Usage(tokens) for tokens in shared_out(max(0, told), inputs)]
         vectors = reply.embeddings or []
         if not vectors and told is None:
             failure = AttemptFailure("malformed", "the response holds no answer", DOUBTFUL, unknown_bill=True)
@@ -220,10 +219,3 @@ def _contents(request: Request) -> str | list[types.ContentDict]:
 def _content(role: str, text: str) -> types.ContentDict:
     # as a dict: the SDK is twice as quick with it as with its own Content
     return {"role": role, "parts": [{"text": text}]}
-
-
-def _shares(texts: Sequence[str], input_tokens: int) -> list[int]:
-    """The tokens of each text of a batch, by length; they add up to those of the batch."""
-    lengths = list(accumulate((len(text) + 1 for text in texts), initial=0))
-    ends = [input_tokens * length // lengths[-1] for length in lengths]
-    return [end - start for start, end in pairwise(ends)]

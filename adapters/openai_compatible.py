@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
@@ -25,7 +24,7 @@ from adapters.openai_wire import (
 )
 from engine.errors import ModelError
 from engine.ports import Price, Within
-from engine.tokens import estimate_tokens, request_tokens
+from engine.tokens import estimate_tokens, request_tokens, shared_out
 from engine.types import (
     DOUBTFUL,
     TRANSIENT,
@@ -301,6 +300,4 @@ def _shares(texts: Sequence[str], usage: Usage | None) -> list[Usage]:
     """The usage of each text of a batch, by length; they add up to that of the batch."""
     if usage is None:
         return [Usage(estimate_tokens(text), estimated=True) for text in texts]
-    lengths = list(accumulate((len(text) + 1 for text in texts), initial=0))
-    ends = [usage.input_tokens * length // lengths[-1] for length in lengths]
-    return [Usage(end - start) for start, end in pairwise(ends)]
+    return [Usage(tokens) for tokens in shared_out(usage.input_tokens, texts)]

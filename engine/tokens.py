@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 from engine.types import Request
 
@@ -53,6 +54,13 @@ def input_tokens(texts: Iterable[str], count: Callable[[str], int] = estimate_to
 def request_tokens(request: Request) -> int:
     """About how many input tokens a chat request is, schema and choices included."""
     return input_tokens(billed_texts(request))
+
+
+def shared_out(tokens: int, texts: Sequence[str]) -> list[int]:
+    """What each text of a batch has of the batch's tokens, by length; the parts add up to them."""
+    lengths = list(accumulate((len(text) + 1 for text in texts), initial=0))
+    ends = [tokens * length // lengths[-1] for length in lengths]
+    return [end - start for start, end in pairwise(ends)]
 
 
 class EstimatedTokenCounter:

@@ -18,7 +18,6 @@ from google.genai import errors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adapters import gemini
 from adapters.addresses import GEMINI_URL
 from adapters.gemini import GeminiChat, GeminiEmbedder
 from adapters.gemini_client import Access, GeminiClient
@@ -29,16 +28,12 @@ from adapters.gemini_models import (
     thinking_room,
 )
 from adapters.gemini_wire import ApiError, read_error, read_response, request_frame
-from adapters.local import FIT_FILE, fit_local
-from adapters.registry import open_models
 from bench.fake_server import Behaviour, serving
-from engine.config import EmbedderConfig, ModelConfig, Thinking
+from engine.config import Thinking
 from engine.distillation.answers import ExtractionAnswer, ResolutionAnswer, schema_of
-from engine.distillation.pipeline import compile_prompt
 from engine.errors import ConfigError, ModelError
 from engine.ports import FREE, ChatModel, Embedder, Price
 from engine.scheduler.endpoint import ChatEndpoint
-from engine.store import load_dataset
 from engine.types import (
     DOUBTFUL,
     NO_RETRY,
@@ -59,7 +54,7 @@ from engine.types import (
 from tests.adapters.responding import Asked, http, responding
 from tests.contracts.chat_model import ChatModelContract
 from tests.contracts.embedder import EmbedderContract
-from tests.support import corpus
+from tests.support.served import compiles_to_the_same_prompt
 
 KEY = "AIza-planted-2718281828"
 ROW = "unmentionable-row-text-here"
@@ -1166,40 +1161,9 @@ def test_embedding_errors_have_the_same_verdicts() -> None:
     run(check())
 
 
-@given(st.integers(0, 2**63), st.lists(st.text(max_size=30), min_size=1, max_size=20))
-def test_the_usage_of_a_batch_is_shared_out_whole(tokens: int, texts: list[str]) -> None:
-    given = gemini._shares(texts, tokens)
-    assert len(given) == len(texts)
-    assert sum(given) == tokens
-    assert min(given) >= 0
-
-
 # --- the whole pipeline -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_the_pipeline_reaches_the_same_prompt_behind_a_server(tmp_path: Path) -> None:
-    settings = corpus.config(tmp_path, corpus.rows(160))
-    fit = fit_local(load_dataset(settings).train, settings.labels, settings.run.seed, 768)
-    (tmp_path / FIT_FILE).write_bytes(fit.document)
-
-    async def check() -> None:
-        local = await compile_prompt(settings, open_models, run=tmp_path / "local")
-        async with serving(Behaviour(answers="local", local_fit=str(tmp_path / FIT_FILE))) as server:
-            remote = settings.model_copy(
-                update={
-                    role: kind(model=f"gemini:{role}@{server.url}")
-                    for role, kind in (
-                        ("teacher", ModelConfig),
-                        ("student", ModelConfig),
-                        ("embedder", EmbedderConfig),
-                    )
-                }
-                # what the local embedder wishes, the configuration has to say of any other
-                | {"cluster": settings.cluster.model_copy(update={"within": "label"})}
-            )
-            served = await compile_prompt(remote, open_models, run=tmp_path / "served", max_cost_usd=0.0)
-        assert served.prompt.text == local.prompt.text
-        assert served.requests["failed"] == 0
-
-    run(check())
+    run(compiles_to_the_same_prompt(tmp_path, "gemini:{role}@{url}"))

@@ -20,17 +20,12 @@ from hypothesis import strategies as st
 
 from adapters import openai_compatible
 from adapters.addresses import OPENAI_URL, RemoteAddress
-from adapters.local import FIT_FILE, fit_local
 from adapters.openai_compatible import OpenAICompatibleChat, OpenAICompatibleEmbedder
 from adapters.openai_wire import read_choice, takes_strict
-from adapters.registry import open_models
 from bench.fake_server import Behaviour, serving
-from engine.config import EmbedderConfig, ModelConfig
 from engine.distillation.answers import ExtractionAnswer, ResolutionAnswer, schema_of
-from engine.distillation.pipeline import compile_prompt
 from engine.errors import ModelError
 from engine.ports import ChatModel, Embedder, Price
-from engine.store import load_dataset
 from engine.types import (
     DOUBTFUL,
     NO_RETRY,
@@ -51,7 +46,7 @@ from engine.types import (
 from tests.adapters.responding import Asked, http, responding
 from tests.contracts.chat_model import ChatModelContract
 from tests.contracts.embedder import EmbedderContract
-from tests.support import corpus
+from tests.support.served import compiles_to_the_same_prompt
 
 KEY = "sk-planted-2718281828"
 ROW = "unmentionable-row-text-here"
@@ -572,30 +567,7 @@ def test_faults_of_a_server(fault: str, reason: str | None, retry: str | None) -
 
 
 def test_the_pipeline_reaches_the_same_prompt_behind_a_server(tmp_path: Path) -> None:
-    settings = corpus.config(tmp_path, corpus.rows(160))
-    fit = fit_local(load_dataset(settings).train, settings.labels, settings.run.seed, 768)
-    (tmp_path / FIT_FILE).write_bytes(fit.document)
-
-    async def check() -> None:
-        local = await compile_prompt(settings, open_models, run=tmp_path / "local")
-        async with serving(Behaviour(answers="local", local_fit=str(tmp_path / FIT_FILE))) as server:
-            remote = settings.model_copy(
-                update={
-                    role: kind(model=f"openai:{role}@{server.url}/v1")
-                    for role, kind in (
-                        ("teacher", ModelConfig),
-                        ("student", ModelConfig),
-                        ("embedder", EmbedderConfig),
-                    )
-                }
-                # what the local embedder wishes, the configuration has to say of any other
-                | {"cluster": settings.cluster.model_copy(update={"within": "label"})}
-            )
-            served = await compile_prompt(remote, open_models, run=tmp_path / "served", max_cost_usd=0.0)
-        assert served.prompt.text == local.prompt.text
-        assert served.requests["failed"] == 0
-
-    run(check())
+    run(compiles_to_the_same_prompt(tmp_path, "openai:{role}@{url}/v1"))
 
 
 JSON = st.recursive(
