@@ -55,7 +55,7 @@ async def run_own(task: Task) -> dict[str, Any]:
                         kept[result.id] = result.outcome.text
                     watch.done += 1
                     if watch.done % 100_000 == 0:
-                        watch.memory_mb[watch.done] = rss_mb()
+                        watch.memory_mb[str(watch.done)] = rss_mb()
         finally:
             await model.aclose()
     if kept is not None:
@@ -80,7 +80,7 @@ class _Watch:
     def __init__(self) -> None:
         self.done = 0
         self.lag_s = 0.0
-        self.memory_mb: dict[int, float] = {}
+        self.memory_mb: dict[str, float] = {}
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
