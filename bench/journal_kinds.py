@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -47,7 +48,7 @@ class Nothing:
     def close(self) -> None: ...
 
 
-class _Threaded:
+class _Threaded(ABC):
     """Work in one thread."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,11 +64,11 @@ class _Threaded:
     async def commit(self, records: Sequence[Record]) -> None:
         await self._run(lambda: self._keep(records))
 
-    def _find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        raise NotImplementedError
+    @abstractmethod
+    def _find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]: ...
 
-    def _keep(self, records: Sequence[Record]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _keep(self, records: Sequence[Record]) -> None: ...
 
     def close(self) -> None:
         self._executor.shutdown()

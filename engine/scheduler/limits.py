@@ -74,8 +74,9 @@ class TokenBucket:
     """Tokens per minute: estimates are taken before sending and corrected by the usage that comes back.
 
     A bucket that refills evenly and holds a tenth of a second, so that providers with small buckets are not
-    overrun; what it holds is taken off the minute, so that any 60 seconds stay within the limit. A request
-    larger than the bucket goes when it is full; what is used beyond it is a debt that later ones wait for.
+    overrun; what it holds is taken off the minute, so that any 60 seconds stay within the limit, as far as
+    the estimates are right. A request larger than the bucket goes when it is full; what is used beyond it is
+    a debt that later ones wait for.
     """
 
     _BURST_S = 0.1
