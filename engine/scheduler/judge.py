@@ -136,7 +136,8 @@ class Judge(Generic[QuestionT, ReplyT]):
         job.attempts -= 1
         new_episode = lane.pause.extend(job.sent_at, after_s)
         pause = lane.pause.remaining_s()
-        if lane.congestion.refused(self._clock.monotonic(), pause, in_flight, new_episode=new_episode):
+        now = self._clock.monotonic()
+        if lane.congestion.refused(now, pause, in_flight, sent_at=job.sent_at, new_episode=new_episode):
             self._stream.scheduler.emit(
                 ConcurrencyChanged(self._stream.stage, lane.name, lane.congestion.limit, pause)
             )

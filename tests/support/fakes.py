@@ -121,7 +121,8 @@ class StrictServer:
     `retry_after` names (None: no word of how long).
 
     `latency_s` is the mean; with `spread` below 1 latencies are uniform within that share of it, above 1 they
-    have a long tail. `answered_at` are the moments of its answers.
+    have a long tail. `stalls_per_s` times a second the way there and back stalls for 50 ms on average: what
+    falls into that time arrives at its end. `answered_at` are the moments of its answers.
     """
 
     per_s: float | None = None
@@ -129,6 +130,7 @@ class StrictServer:
     latency_s: float = 0.2
     spread: float = 0.3
     retry_after: Literal["exact", "whole seconds"] | None = None
+    stalls_per_s: float = 0.0
     seed: int = 1
     max_batch: int = 1
     price: Price | None = FREE
@@ -143,8 +145,11 @@ class StrictServer:
         self._rng = random.Random(self.seed)
         self._level = self._most = max(1.0, (self.per_s or 0.0) * 0.1)
         self._filled_at: float | None = None
+        self._stalls = random.Random(self.seed)
+        self._stall = (-math.inf, -math.inf)
 
     async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
+        await self._travel()
         if (refusal := self._refuse()) is not None:
             await asyncio.sleep(0.001)
             return [refusal] * len(requests)
@@ -154,6 +159,7 @@ class StrictServer:
             await asyncio.sleep(self._draw_latency())
         finally:
             self.in_flight -= 1
+        await self._travel()
         self.answered_at.append(asyncio.get_running_loop().time())
         return [echo(text_of(asked), 1) for asked in requests]
 
@@ -173,6 +179,17 @@ class StrictServer:
         self.refused += 1
         after = {"exact": wait, "whole seconds": float(math.ceil(wait)), None: None}[self.retry_after]
         return AttemptFailure("rate_limited", "429", rate_limited(after))
+
+    async def _travel(self) -> None:
+        """Wait for the end of a stall."""
+        if not self.stalls_per_s:
+            return
+        now = asyncio.get_running_loop().time()
+        while self._stall[1] <= now:
+            began = max(self._stall[1], now - 10.0) + self._stalls.expovariate(self.stalls_per_s)
+            self._stall = began, began + min(0.4, 0.05 * self._stalls.lognormvariate(-0.32, 0.8))
+        if self._stall[0] <= now:
+            await asyncio.sleep(self._stall[1] - now + 1e-6)
 
     def _draw_latency(self) -> float:
         if self.spread < 1.0:

@@ -20,7 +20,7 @@ from tests.support.virtual_time import run_virtual
 # --- the controller ----------------------------------------------------------------------------------
 
 answers = st.tuples(st.just("answered"), st.floats(0.0, 30.0), st.integers(1, 300))
-refusals = st.tuples(st.just("refused"), st.floats(0.0, 60.0), st.integers(1, 300))
+refusals = st.tuples(st.sampled_from(["refused", "refused late"]), st.floats(0.0, 60.0), st.integers(1, 300))
 failures = st.tuples(st.just("failed"), st.just(0.0), st.just(1))
 steps = st.lists(
     st.tuples(st.floats(0.0, 5.0), st.one_of(answers, answers, answers, refusals, failures)), max_size=200
@@ -46,7 +46,8 @@ def test_whatever_happens_the_number_stays_between_one_and_the_cap(
             congestion.failed(now)
             assert congestion.limit == before
         else:
-            congestion.refused(now, seconds, in_flight)
+            sent_at = now - 30.0 if what == "refused late" else now
+            congestion.refused(now, seconds, in_flight, sent_at=sent_at)
             assert congestion.limit <= before
             now += seconds
         assert 1 <= congestion.limit <= cap
@@ -68,24 +69,28 @@ def test_slow_start_doubles_in_a_round_trip_while_its_slots_are_in_use() -> None
         for _ in range(limits[-1]):
             congestion.answered(now, 1.0, in_flight=limits[-1])  # all at once: nothing was sent between them
         limits.append(congestion.limit)
-    assert limits == [16, 32, 64, 128, 256]
+    assert limits == [32, 64, 128, 256]
 
     unused = Congestion(256)
     for i in range(1000):
         unused.answered(float(i), 1.0, in_flight=3)
-    assert unused.limit == 16, "slots that nobody uses prove nothing"
+    assert unused.limit == 32, "slots that nobody uses prove nothing"
+
+
+def test_slow_start_begins_with_an_eighth_of_the_cap() -> None:
+    assert [Congestion(cap).limit for cap in (4, 16, 64, 128, 512)] == [4, 16, 16, 16, 64]
 
 
 def grown(limit_at_refusal: int = 64) -> Congestion:
     """Refused with so many in flight, after answers of 200 ms."""
-    congestion = Congestion(10_000)
+    congestion = Congestion(128)
     now = 0.0
     for _ in range(1000):
         congestion.answered(now, 0.2, 1)
     while congestion.limit < limit_at_refusal:
         now += 0.2 / congestion.limit
         congestion.answered(now, 0.2, congestion.limit)
-    congestion.refused(now, 1.0, limit_at_refusal)
+    congestion.refused(now, 1.0, limit_at_refusal, sent_at=now - 0.2)
     return congestion
 
 
@@ -103,6 +108,46 @@ def test_a_refusal_is_remembered_as_the_ceiling() -> None:
     assert at[370] <= 64 <= at[410] <= 66
     assert at[600] <= 72
     assert at[799] > at[600]
+
+
+def test_a_cut_is_the_share_that_was_refused_with_those_under_way_included() -> None:
+    congestion = grown(64)
+    now = 100.0
+    for _ in range(5000):
+        now += 0.01
+        congestion.answered(now, 0.2, congestion.limit)
+    at_refusal = congestion.limit  # 100 a second, of which those of about two seconds count
+    assert congestion.refused(now, 0.01, at_refusal, sent_at=now - 0.2)
+    assert congestion.limit == pytest.approx(0.95 * at_refusal, abs=1.0)
+    for _ in range(49):
+        assert not congestion.refused(now, 0.01, at_refusal, sent_at=now - 0.2), "it is the same burst"
+    assert congestion.limit == pytest.approx(0.8 * at_refusal, abs=1.0)
+
+
+def test_pauses_that_take_much_of_the_time_cut_deeper() -> None:
+    """Each costs a second after a tenth of one: what is refused is little, what is lost is nearly all."""
+    congestion = grown(64)
+    now = 100.0
+    before = congestion.limit
+    for _ in range(2):
+        for _ in range(40):
+            now += 0.0025
+            congestion.answered(now, 0.2, congestion.limit)
+        congestion.refused(now, 1.0, congestion.limit, sent_at=now - 0.01)
+        now += 1.0
+    assert congestion.limit <= 0.75 * before
+
+
+def test_a_stall_does_not_slow_the_pace_for_longer_than_it_lasts() -> None:
+    congestion = grown(64)
+    now = 100.0
+    for _ in range(40):
+        congestion.answered(now, 1.2, congestion.limit)  # all at its end
+    congestion.refused(now, 0.01, congestion.limit, sent_at=now - 0.2)
+    for _ in range(200):
+        now += 0.005
+        congestion.answered(now, 0.2, congestion.limit)
+    assert congestion.pacer.rate_per_s >= congestion.limit / 0.2
 
 
 def test_other_errors_in_a_row_only_hold_it() -> None:
@@ -134,12 +179,15 @@ class Outcome:
     limits: list[int]
 
 
-async def pressing(server: StrictServer, seconds: float, concurrency: int = 256) -> Outcome:
+async def pressing(
+    server: StrictServer, seconds: float, concurrency: int = 256, per_minute: int | None = None
+) -> Outcome:
     """Ask for so long as fast as the lane lets."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     listener = Listener()
-    lane = Scheduler(None, emit=listener).chat(server, Limits(concurrency=concurrency))
+    limits = Limits(concurrency=concurrency, requests_per_minute=per_minute)
+    lane = Scheduler(None, emit=listener).chat(server, limits)
     asked = 0
 
     def rows() -> Iterator[Request]:
@@ -216,8 +264,33 @@ def test_a_hidden_limit_on_concurrency_is_reached(
     at_once: int, latency_s: float, spread: float, share: float
 ) -> None:
     server = StrictServer(at_once=at_once, latency_s=latency_s, spread=spread)
-    run_virtual(against(server, share, refused=0.04))
+    run_virtual(against(server, share, refused=0.06))
     assert server.peak <= at_once
+
+
+@pytest.mark.parametrize(
+    ("server", "per_minute", "share"),
+    [
+        (StrictServer(per_s=200.0, retry_after=EXACT, stalls_per_s=2.0), 12_000, 0.85),
+        (StrictServer(per_s=200.0, retry_after=EXACT, stalls_per_s=2.0), None, 0.85),
+        pytest.param(
+            StrictServer(per_s=200.0, retry_after=NONE, stalls_per_s=2.0), None, 0.7, marks=pytest.mark.slow
+        ),
+        pytest.param(StrictServer(at_once=40, stalls_per_s=2.0), None, 0.75, marks=pytest.mark.slow),
+    ],
+)
+def test_stalls_of_the_way_to_the_server_cost_little(
+    server: StrictServer, per_minute: int | None, share: float
+) -> None:
+    """They make bursts that nobody has sent, and a bucket that holds a tenth of a second refuses them."""
+
+    async def check() -> None:
+        outcome = await pressing(server, 30.0, per_minute=per_minute)
+        assert outcome.failed == 0
+        assert server.refused > 0
+        assert outcome.share >= share
+
+    run_virtual(check())
 
 
 def test_a_rate_below_one_request_at_a_time_is_held_by_the_pace() -> None:
