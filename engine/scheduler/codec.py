@@ -6,6 +6,7 @@ and float32 little-endian numbers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine.errors import CorruptStoreError
 from engine.types import Answer, Embedding, FinishReason, Usage
 
 _V1 = b"\x01"
+_FINISH = {reason.value: reason for reason in FinishReason}
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -38,8 +40,8 @@ def decode_answer(payload: bytes) -> Answer:
     """Raises `CorruptStoreError` where the payload is none that this version writes."""
     try:
         _check_version(payload)
-        fields = orjson.loads(memoryview(payload)[1:])
-        return Answer(fields["t"], Usage(*fields["u"]), FinishReason(fields["f"]), fields.get("p"))
+        fields = orjson.loads(payload[1:])
+        return Answer(fields["t"], _usage(*fields["u"]), _FINISH[fields["f"]], fields.get("p"))
     except (ValueError, KeyError, TypeError) as exc:
         raise _corrupt("answer") from exc
 
@@ -60,6 +62,13 @@ def decode_embedding(payload: bytes) -> Embedding:
     except (ValueError, TypeError) as exc:
         raise _corrupt("vector") from exc
     return Embedding(vector, usage)
+
+
+@lru_cache(maxsize=4096)  # short answers to rows of a kind have few different bills
+def _usage(
+    input_tokens: int, output_tokens: int, thinking_tokens: int, cached_tokens: int | None, estimated: bool
+) -> Usage:
+    return Usage(input_tokens, output_tokens, thinking_tokens, cached_tokens, estimated)
 
 
 def _usage_fields(usage: Usage) -> tuple[int, int, int, int | None, bool]:

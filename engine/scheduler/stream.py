@@ -189,7 +189,8 @@ class Stream(Generic[QuestionT, ReplyT]):
             while (turn := self._early.pop(self._next, None)) is not None:
                 self._results.append(turn)
                 self._next += 1
-        self._arrived.set()
+        if not self._arrived.is_set():
+            self._arrived.set()
 
     def _abandon(self) -> None:
         """Let go of what has no outcome: pay for it, and give requests that others also asked to them."""
