@@ -70,7 +70,7 @@ def bulk_command(
     _show(bulk.measure(data_folder(), name, rows, repeats), {}, as_json=as_json)
 
 
-_SCHEDULER_PARTS = ("speed", "latency", "cached", "journals", "limits", "faults", "kills", "memory")
+_SCHEDULER_PARTS = ("speed", "gemini", "latency", "cached", "journals", "limits", "faults", "kills", "memory")
 
 
 @app.command("scheduler")
@@ -80,7 +80,7 @@ def scheduler_command(
     ] = None,
     requests: Annotated[int, typer.Option(help="Requests of one job.", min=1000)] = 20_000,
     repeats: Annotated[
-        int, typer.Option(help="Runs of each row of speed, latency, cached and journals.", min=1)
+        int, typer.Option(help="Runs of each row of speed, gemini, latency, cached and journals.", min=1)
     ] = 5,
     seconds: Annotated[float, typer.Option(help="Length of a job under limits or latency.", min=5)] = 60.0,
     kills: Annotated[int, typer.Option(help="How often the job is killed.", min=1)] = 20,
@@ -90,7 +90,8 @@ def scheduler_command(
     """Drive a fake LLM server over loopback with pld's scheduler and adapter, and with other clients.
 
     CPU is the client's, in microseconds for a request; `ratio` is that to a bare aiohttp loop's in the same
-    run, or the share of what is possible. Clients that are not installed (openai, litellm) are left out.
+    run (for Gemini, to its SDK's), or the share of what is possible. Clients that are not installed (openai,
+    litellm) are left out. SDKs get a part of the requests.
 
     Example: pld bench scheduler speed --repeats 5
     """
@@ -102,6 +103,7 @@ def scheduler_command(
         )
     measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "speed": lambda: scheduler.measure_speed(requests, repeats),
+        "gemini": lambda: scheduler.measure_gemini(requests // 10, repeats),
         "latency": lambda: scheduler.measure_latency(seconds / 2, repeats),
         "cached": lambda: scheduler.measure_cached(requests, repeats),
         "journals": lambda: journals.measure(repeats=repeats),

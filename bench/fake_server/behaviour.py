@@ -29,6 +29,26 @@ as usual."""
 
 FAULTS: tuple[FaultName, ...] = get_args(FaultName)
 
+LapseName: TypeAlias = Literal[
+    "prose",  # words before and after the JSON
+    "code_fence",  # the JSON in a code fence
+    "trailing_comma",  # a comma before the last brace
+    "single_quotes",  # single quotes for double ones
+    "cut_short",  # ends in the middle, though the server says that all was said
+    "extra_field",  # a field that nobody asked for
+    "wrong_label",  # another label of those that may be chosen
+    "label_case",  # the label in another case
+    "no_instruction",  # an empty one
+    "over_long",  # an instruction of more than 300 words
+    "copied",  # eight words of the row in a row, in the instruction
+    "names",  # a name of the row, in the instruction
+    "numbers",  # a number of the row, in the instruction
+    "unknown_edit",  # an edit of an instruction that does not exist
+]
+"""How a model may misbehave that the server answers for: the response is whole, what it says is not right."""
+
+LAPSES: tuple[LapseName, ...] = get_args(LapseName)
+
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
@@ -59,9 +79,17 @@ class Behaviour:
     Faults
         `faults` are shares of the attempts that were let in. `permanent_status` answers every request whose
         body contains `permanent_marker` (an empty one is in all of them).
+    Lapses
+        `lapses` are shares of the local models' answers that are to follow a schema, at most one lapse in
+        each; one that has no place in an answer (an edit in an extracted rule, a name where the row has
+        none) leaves it as it is. They are drawn as all else is, so that a question put in other words, with
+        what was wrong shown, may bring a good answer. Answers that a fault spoils have none.
+    Keys
+        With `api_key`, a request that does not carry it is refused as the provider refuses a bad key. With
+        `echo_key`, errors repeat the key that came with the request, in body and headers.
     Counting
         `count_keys` keeps a tally for each distinct body. Without it, random draws repeat with the body, so
-        faults need it.
+        faults and lapses need it.
     """
 
     seed: int = 0
@@ -93,14 +121,22 @@ class Behaviour:
     permanent_status: Literal[0, 400, 401, 404] = 0
     permanent_marker: str = ""
 
+    lapses: Mapping[LapseName, Share] = field(default_factory=dict, hash=False)
+
+    api_key: str = ""
+    echo_key: bool = False
+
     count_keys: bool = True
 
     @model_validator(mode="after")
     def _fits_together(self) -> Behaviour:
-        if sum(self.faults.values()) > 1 + 1e-9:
-            raise ValueError("the shares of all faults add up to more than 1")
-        if any(self.faults.values()) and not self.count_keys:
-            raise ValueError("faults are drawn by how often a body was let in: they need count_keys")
+        for name, shares in (("faults", self.faults), ("lapses", self.lapses)):
+            if sum(shares.values()) > 1 + 1e-9:
+                raise ValueError(f"the shares of all {name} add up to more than 1")
+            if any(shares.values()) and not self.count_keys:
+                raise ValueError(f"{name} are drawn by how often a body was let in: they need count_keys")
+        if any(self.lapses.values()) and self.answers != "local":
+            raise ValueError("lapses are those of local answers; canned ones say what `text` says")
         if self.thinking_tokens > self.completion_tokens:
             raise ValueError("completion_tokens includes thinking_tokens and cannot be less")
         if self.cached_tokens is not None and self.cached_tokens > self.prompt_tokens:
@@ -121,6 +157,7 @@ class Behaviour:
         return not (
             self.count_keys
             or self.permanent_status
+            or self.api_key
             or self.max_in_flight
             or self.requests_per_minute
             or self.tokens_per_minute

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.fake_server.behaviour import FaultName
-from engine.types import Usage
+from bench.fake_server.lapses import Planted
+from bench.fake_server.replies import Reply
 
 HISTOGRAM_STEP_S = 0.1
 
@@ -29,7 +30,8 @@ class Tally:
 class Counts:
     """Totals since the start or the last reset.
 
-    Memory: 8 bytes an arrival, and a tally for each distinct body where bodies are told apart.
+    Memory: 8 bytes an arrival, a tally for each distinct body where bodies are told apart, and an entry for
+    each lapse.
     """
 
     def __init__(self, in_flight: int = 0) -> None:
@@ -39,6 +41,7 @@ class Counts:
         self.by_status: Counter[int] = Counter()
         self.by_fault: Counter[FaultName] = Counter()
         self.refused: Counter[str] = Counter()
+        self.planted: list[tuple[bytes, Planted]] = []
         self.usable = 0
         self.abandoned = 0
         self.invalid = 0
@@ -59,15 +62,18 @@ class Counts:
             tally = self.keys[key] = Tally()
         return tally
 
-    def answered(self, status: int, *, usable: bool, key: bytes | None, usage: Usage | None) -> None:
+    def answered(self, reply: Reply) -> None:
         """All that there was to send is sent; status 0: nothing was."""
         self.in_flight -= 1
-        if status:
-            self.by_status[status] += 1
-        if usable:
+        if reply.status:
+            self.by_status[reply.status] += 1
+        key, usage = reply.key, reply.usage
+        if reply.usable:
             self.usable += 1
             if key is not None:
                 self.tally(key).usable += 1
+        if reply.planted is not None and key is not None:
+            self.planted.append((key, reply.planted))
         if usage is not None:
             self.prompt_tokens += usage.input_tokens
             self.completion_tokens += usage.output_tokens
@@ -87,6 +93,7 @@ class Counts:
             "usable": self.usable,
             "by_status": {str(status): n for status, n in sorted(self.by_status.items())},
             "by_fault": dict(sorted(self.by_fault.items())),
+            "by_lapse": dict(sorted(Counter(one.lapse for _, one in self.planted).items())),
             "refused": dict(sorted(self.refused.items())),
             "abandoned": self.abandoned,
             "invalid": self.invalid,
@@ -107,6 +114,7 @@ class Counts:
                 key.hex(): {"seen": one.seen, "admitted": one.admitted, "usable": one.usable}
                 for key, one in self.keys.items()
             }
+            document["planted"] = [{"key": key.hex(), **asdict(one)} for key, one in self.planted]
         return document
 
 

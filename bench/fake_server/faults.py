@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
-from bench.fake_server.behaviour import FAULTS, Behaviour, FaultName
+from bench.fake_server.behaviour import FAULTS, LAPSES, Behaviour, FaultName, LapseName
+
+NameT = TypeVar("NameT", FaultName, LapseName)
 
 _NORMAL = NormalDist()
 
@@ -27,10 +31,20 @@ def draw_fault(behaviour: Behaviour, key: bytes, turn: int) -> FaultName | None:
     """What goes wrong with this attempt, if anything."""
     if not behaviour.faults:
         return None
-    left = draw(behaviour.seed, key, turn, "fault")
-    for name in FAULTS:  # in one order, however the shares were written down
-        left -= behaviour.faults.get(name, 0.0)
-        if left < 0:
+    return _chosen(FAULTS, behaviour.faults, draw(behaviour.seed, key, turn, "fault"))
+
+
+def draw_lapse(behaviour: Behaviour, key: bytes, turn: int) -> LapseName | None:
+    """What the model that answers this attempt does wrong, if anything."""
+    if not behaviour.lapses:
+        return None
+    return _chosen(LAPSES, behaviour.lapses, draw(behaviour.seed, key, turn, "lapse"))
+
+
+def _chosen(names: Sequence[NameT], shares: Mapping[NameT, float], chance: float) -> NameT | None:
+    for name in names:  # in one order, however the shares were written down
+        chance -= shares.get(name, 0.0)
+        if chance < 0:
             return name
     return None
 

@@ -24,16 +24,22 @@ def told_seconds(wait_s: float, how: Literal["fractional", "integer", "none"]) -
 
 
 class Bucket:
-    """Holds `depth`, refills at `rate` per second, starts full. Kept as what is missing from it."""
+    """Holds `depth`, refills at `rate` per second, starts full. Kept as what is missing from it.
+
+    While `held_s` is above 0 it also holds what has refilled in so many seconds: what is taken then came
+    spread over them.
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
+        self.held_s = 0.0
         self._missing = 0.0
         self._at = float("-inf")
 
     def missing(self, now: float) -> float:
         """How much was taken and has not come back."""
-        return max(0.0, self._missing - (now - self._at) * self.rate)
+        left = self._missing - (now - self._at) * self.rate
+        return max(-self.held_s * self.rate, left)
 
     def wait_s(self, now: float, amount: float, depth: float) -> float:
         """Seconds until `amount` can be taken; 0.0: now. More than the depth passes a full bucket."""
@@ -42,7 +48,7 @@ class Bucket:
 
     def take(self, now: float, amount: float) -> None:
         """Take `amount`, be it there or not; a negative one gives back."""
-        self._missing = max(0.0, self.missing(now) + amount)
+        self._missing = max(-self.held_s * self.rate, self.missing(now) + amount)
         self._at = max(self._at, now)
 
 
@@ -80,8 +86,14 @@ class Limits:
         """Whether anything is limited at all."""
         return self._requests is not None or self._tokens is not None
 
-    def admit(self, now: float, tokens: float) -> Refusal | None:
-        """Let a request of about `tokens` in, or say which limit it met. A refused one takes nothing."""
+    def admit(self, now: float, tokens: float, *, held_s: float = 0.0) -> Refusal | None:
+        """Let a request of about `tokens` in, or say which limit it met. A refused one takes nothing.
+
+        `held_s`: the server did not read for so long, and the request came at some moment of that time.
+        """
+        for held in (self._requests, self._tokens):
+            if held:
+                held.held_s = held_s
         self._sizes += tokens
         self._count += 1
         limits: tuple[tuple[LimitName, Bucket | None, float], ...] = (
@@ -114,7 +126,7 @@ class Limits:
         )
         for name, bucket in limits:
             if bucket:
-                missing = bucket.missing(now)
+                missing = max(0.0, bucket.missing(now))
                 remaining = max(0, int(self._depth(name, bucket) - missing + _ROUNDING))
                 found.append(Standing(name, bucket.rate * 60, remaining, missing / bucket.rate))
         return found

@@ -13,14 +13,13 @@ import numpy as np
 import orjson
 
 from adapters.local import LocalEmbedder, LocalStudent, LocalTeacher, load_local
-from bench.fake_server.wire import CallError, ChatCall, EmbedCall
+from bench.fake_server.wire import CallError, ChatCall, EmbedCall, phase_of
 from engine.types import Answer, AttemptFailure, FinishReason, FloatVector, Request, Usage
 
 AskedT = TypeVar("AskedT")
 GivenT = TypeVar("GivenT")
 
 _BATCH = 16  # enough to spare most thread switches, few enough that no answer waits long for its neighbours
-_PHASES = ("extraction", "synthesis", "general", "resolution")
 _CHARACTERS_PER_TOKEN = 4  # by which the local models count
 
 
@@ -87,9 +86,7 @@ def _for_local(request: Request) -> Request:
     """The schema under the name that the local teacher knows: Gemini's schemas have a title instead."""
     if request.schema is None:
         return request
-    name = request.schema.name.lower()
-    phase = next((phase for phase in _PHASES if phase in name), name)
-    return replace(request, schema=replace(request.schema, name=phase))
+    return replace(request, schema=replace(request.schema, name=phase_of(request.schema)))
 
 
 class _Batched(Generic[AskedT, GivenT]):

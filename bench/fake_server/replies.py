@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from engine.types import Usage
+from bench.fake_server.behaviour import FaultName
+from bench.fake_server.lapses import Planted
+from engine.types import FinishReason, Usage
 
 
 class Manner(Enum):
@@ -19,12 +21,26 @@ class Manner(Enum):
     HANG = auto()
 
 
+MANNER: dict[FaultName, Manner] = {
+    "drip": Manner.DRIP,
+    "truncated": Manner.TRUNCATED,
+    "reset": Manner.RESET,
+    "disconnect": Manner.DISCONNECT,
+    "hang": Manner.HANG,
+}
+FINISH: dict[FaultName, FinishReason] = {
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.BLOCKED,
+}
+STATUS: dict[FaultName, int] = {"error_500": 500, "error_503": 503}
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """`data` is a whole response. Where it is not sent whole, `spoilt_at` is where it ends (truncated, reset)
     or where the drip begins. `status` is 0 where nothing is sent.
 
-    `counted` replies answer model requests; `usable`, `usage` and `key` are for the counts.
+    `counted` replies answer model requests; `usable`, `usage`, `key` and `planted` are for the counts.
     """
 
     data: bytes = b""
@@ -36,3 +52,4 @@ class Reply:
     usable: bool = False
     usage: Usage | None = None
     key: bytes | None = None
+    planted: Planted | None = None

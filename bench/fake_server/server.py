@@ -185,6 +185,7 @@ class Server:
             lambda: Connection(self.service, self._connections), HOST, port, backlog=_BACKLOG
         )
         self.port = self._listener.sockets[0].getsockname()[1]
+        self.service.watch.start()
 
     def stop(self) -> None:
         """Take no more connections, and let `stopping` be known."""
@@ -195,6 +196,7 @@ class Server:
     async def aclose(self) -> None:
         """Stop, and cut what is still open."""
         self.stop()
+        self.service.watch.stop()
         for at_once in (False, True):  # a client that does not read must not hold the server
             ends = [end for connection in list(self._connections) for end in connection.end(at_once=at_once)]
             if ends:

@@ -14,38 +14,30 @@ import orjson
 from bench.fake_server.behaviour import Behaviour, FaultName
 from bench.fake_server.canned import MODEL, CannedAnswers
 from bench.fake_server.counting import Counts
-from bench.fake_server.faults import body_key, draw_fault, draw_latency_s
+from bench.fake_server.faults import body_key, draw, draw_fault, draw_lapse, draw_latency_s
+from bench.fake_server.holdups import Watch
+from bench.fake_server.keys import echoing, key_in
+from bench.fake_server.lapses import Planted, plant
 from bench.fake_server.limits import Limits, told_seconds
 from bench.fake_server.protocol import HttpRequest, response
-from bench.fake_server.replies import Manner, Reply
+from bench.fake_server.replies import FINISH, MANNER, STATUS, Manner, Reply
 from bench.fake_server.routes import GEMINI, OPENAI, Kind, NoRoute, Route, route_of
-from bench.fake_server.wire import CallError, ErrorAnswer, Wire
+from bench.fake_server.wire import CallError, ChatCall, ErrorAnswer, Wire
 from engine.errors import PldError
 from engine.types import Answer, FinishReason, Usage
 
 if TYPE_CHECKING:
     from bench.fake_server.local import LocalAnswers
 
-_FINISH: dict[FaultName, FinishReason] = {
-    "length": FinishReason.LENGTH,
-    "content_filter": FinishReason.BLOCKED,
-}
-_MANNER: dict[FaultName, Manner] = {
-    "drip": Manner.DRIP,
-    "truncated": Manner.TRUNCATED,
-    "reset": Manner.RESET,
-    "disconnect": Manner.DISCONNECT,
-    "hang": Manner.HANG,
-}
 _OF_TEXT: tuple[FaultName, ...] = ("length", "content_filter", "prompt_blocked")
-_STATUS: dict[FaultName, int] = {"error_500": 500, "error_503": 503}
 _LOGPROBS: dict[Wire, bytes] = {OPENAI: b'"logprobs"', GEMINI: b'"responseLogprobs"'}
 """What stands in a body that asks for log-probabilities: all that canned chat answers look for in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A request that was let in: the `turn`-th of its body. `estimate` is what the limits took for it."""
+    """A request that was let in: the `turn`-th of its body. `estimate` is what the limits took for it,
+    `api_key` came with it."""
 
     route: Route
     body: bytes
@@ -53,6 +45,7 @@ class Attempt:
     turn: int
     fault: FaultName | None
     estimate: float
+    api_key: str
 
 
 class Service:
@@ -68,6 +61,7 @@ class Service:
         self._clock = clock
         self._on_shutdown = on_shutdown
         self.counts = Counts()
+        self.watch = Watch()
         self.connections_accepted = 0
         self.connections_open = 0
         self._locals: list[LocalAnswers] = []  # the last one answers; earlier ones may still be at work
@@ -101,7 +95,8 @@ class Service:
     def seen(self, *, keys: bool = False) -> dict[str, object]:
         """The counts."""
         connections = {"accepted": self.connections_accepted, "open": self.connections_open}
-        return {**self.counts.to_json(keys=keys), "connections": connections}
+        held_up = {"longest_s": self.watch.longest_s, "total_s": self.watch.total_s}
+        return {**self.counts.to_json(keys=keys), "connections": connections, "held_up": held_up}
 
     async def aclose(self) -> None:
         """Stop the local models' work."""
@@ -122,7 +117,7 @@ class Service:
         self.counts.arrived(now)
         if self._plain and route.kind is Kind.CHAT and _LOGPROBS[route.wire] not in request.body:
             return self._fixed[route.wire]
-        return self._admit(route, request.body, now)
+        return self._admit(route, request.body, now, key_in(request.head))
 
     async def answer(self, attempt: Attempt) -> Reply:
         """The local models' answer to an attempt."""
@@ -136,35 +131,33 @@ class Service:
             call = wire.read_chat(model, body)
             answer = await local.chat(call)
         except CallError as exc:
-            return self._error(wire, wire.error(exc.status, str(exc), exc.param))
-        return self._chat_reply(attempt, call.model, answer, call.top_logprobs)
+            return self._error(wire, wire.error(exc.status, str(exc), exc.param), attempt.api_key)
+        answer, planted = self._with_lapse(attempt, call, answer)
+        return replace(self._chat_reply(attempt, call.model, answer, call.top_logprobs), planted=planted)
 
     def finished(self, reply: Reply) -> None:
         """All of a reply has been sent."""
         if reply.counted:
-            self.counts.answered(reply.status, usable=reply.usable, key=reply.key, usage=reply.usage)
+            self.counts.answered(reply)
 
     # --- decisions --------------------------------------------------------------------------------
 
-    def _admit(self, route: Route, body: bytes, now: float) -> Reply | Attempt:
+    def _admit(self, route: Route, body: bytes, now: float, api_key: str) -> Reply | Attempt:
         behaviour, counts, wire = self.behaviour, self.counts, route.wire
         key = body_key(body)
         tally = counts.tally(key) if behaviour.count_keys else None
         if tally is not None:
             tally.seen += 1
-        if behaviour.permanent_status and behaviour.permanent_marker.encode() in body:
-            return self._error(wire, wire.error(behaviour.permanent_status))
-        if behaviour.max_in_flight and counts.in_flight > behaviour.max_in_flight:
-            counts.refused["in_flight"] += 1
-            return self._error(wire, wire.error(behaviour.overload_status))
+        if (refused := self._refused(wire, body, api_key)) is not None:
+            return self._error(wire, refused, api_key)
         estimate = 0.0
         if self._limits.any:
             estimate = self._estimate(route, body)
-            refusal = self._limits.admit(now, estimate)
+            refusal = self._limits.admit(now, estimate, held_s=self.watch.held_s)
             if refusal is not None:
                 counts.refused[refusal.name] += 1
                 wait = told_seconds(refusal.wait_s, behaviour.retry_after)
-                return self._error(wire, wire.rate_limited(route.model, refusal, wait))
+                return self._error(wire, wire.rate_limited(route.model, refusal, wait), api_key)
         turn = 1
         if tally is not None:
             tally.admitted += 1
@@ -174,12 +167,25 @@ class Service:
             fault = None
         if fault is not None:
             counts.by_fault[fault] += 1
-        attempt = Attempt(route, body, key, turn, fault, estimate)
-        if fault in _STATUS:
-            return self._error(wire, wire.error(_STATUS[fault]), self._latency_s(attempt, 0))
+        attempt = Attempt(route, body, key, turn, fault, estimate, api_key)
+        if fault in STATUS:
+            return self._error(wire, wire.error(STATUS[fault]), api_key, self._latency_s(attempt, 0))
         if fault in ("disconnect", "hang"):
-            return Reply(manner=_MANNER[fault], delay_s=self._latency_s(attempt, 0))
+            return Reply(manner=MANNER[fault], delay_s=self._latency_s(attempt, 0))
         return attempt if behaviour.answers == "local" else self._canned_reply(attempt)
+
+    def _refused(self, wire: Wire, body: bytes, api_key: str) -> ErrorAnswer | None:
+        """The error where a request is not even measured by the limits."""
+        behaviour, counts = self.behaviour, self.counts
+        if behaviour.api_key and api_key != behaviour.api_key:
+            counts.refused["key"] += 1
+            return wire.bad_key()
+        if behaviour.permanent_status and behaviour.permanent_marker.encode() in body:
+            return wire.error(behaviour.permanent_status)
+        if behaviour.max_in_flight and counts.in_flight > behaviour.max_in_flight:
+            counts.refused["in_flight"] += 1
+            return wire.error(behaviour.overload_status)
+        return None
 
     def _estimate(self, route: Route, body: bytes) -> float:
         """The tokens that limits take before the answer is known: exact for canned chat answers."""
@@ -204,7 +210,7 @@ class Service:
                 call = wire.read_chat(model, body)
                 return self._chat_reply(attempt, call.model, self._canned.chat(key), call.top_logprobs)
         except CallError as exc:
-            return self._error(wire, wire.error(exc.status, str(exc), exc.param))
+            return self._error(wire, wire.error(exc.status, str(exc), exc.param), attempt.api_key)
         if attempt.fault in _OF_TEXT:
             return self._chat_reply(attempt, MODEL, self._canned.chat(key), None)
         usage = self._canned.usage
@@ -213,12 +219,18 @@ class Service:
             return Reply(data, 200, delay_s=delay_s, usable=True, usage=usage, key=self._counted_key(key))
         return self._reply(attempt, self._canned.chat_body(wire, key), usage)
 
+    def _with_lapse(self, attempt: Attempt, call: ChatCall, answer: Answer) -> tuple[Answer, Planted | None]:
+        lapse = draw_lapse(self.behaviour, attempt.key, attempt.turn)
+        if lapse is None or attempt.fault not in (None, "drip"):
+            return answer, None
+        return plant(lapse, call, answer, draw(self.behaviour.seed, attempt.key, attempt.turn, "piece"))
+
     def _chat_reply(self, attempt: Attempt, model: str, answer: Answer, top_logprobs: int | None) -> Reply:
         wire, ident = attempt.route.wire, attempt.key.hex()
         if attempt.fault == "prompt_blocked":
             status, body = wire.prompt_blocked(model, ident, answer.usage)
             return self._reply(attempt, body, answer.usage, status, usable=False)
-        finish = _FINISH.get(attempt.fault) if attempt.fault else None
+        finish = FINISH.get(attempt.fault) if attempt.fault else None
         if finish is not None:
             kept = len(answer.text) // 2 if finish is FinishReason.LENGTH else 0
             answer = replace(answer, text=answer.text[:kept], finish_reason=finish)
@@ -243,7 +255,7 @@ class Service:
         return Reply(
             data=data,
             status=status,
-            manner=_MANNER.get(fault, Manner.WHOLE) if fault else Manner.WHOLE,
+            manner=MANNER.get(fault, Manner.WHOLE) if fault else Manner.WHOLE,
             delay_s=self._latency_s(attempt, usage.output_tokens),
             spoilt_at=len(data) - len(body) if fault == "drip" else len(data) - len(body) // 2 - 1,
             usable=usable and fault in (None, "drip"),
@@ -254,7 +266,9 @@ class Service:
     def _counted_key(self, key: bytes) -> bytes | None:
         return key if self.behaviour.count_keys else None
 
-    def _error(self, wire: Wire, error: ErrorAnswer, delay_s: float = 0.0) -> Reply:
+    def _error(self, wire: Wire, error: ErrorAnswer, api_key: str, delay_s: float = 0.0) -> Reply:
+        if self.behaviour.echo_key and api_key:
+            error = echoing(error, api_key)
         headers = list(error.headers)
         if self._limits.any:
             headers += wire.rate_headers(self._limits.standings(self._clock()))

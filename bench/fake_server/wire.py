@@ -13,6 +13,8 @@ from engine.types import Answer, AnswerSchema, FloatVector, Request, Usage
 
 T = TypeVar("T")
 
+_PHASES = ("extraction", "synthesis", "general", "resolution")
+
 
 class CallError(Exception):
     """The provider would refuse this call: bad JSON, a missing field, an unknown model."""
@@ -77,6 +79,9 @@ class Wire(Protocol):
     def error(self, status: int, message: str = "", param: str | None = None) -> ErrorAnswer:
         """An error; without a message, the provider's usual words for this status."""
 
+    def bad_key(self) -> ErrorAnswer:
+        """The error for a request without the right key."""
+
     def rate_limited(self, model: str, refusal: Refusal, retry_after: str | None) -> ErrorAnswer:
         """A 429 for a rate limit; `retry_after` in seconds, None where it is not told."""
 
@@ -121,6 +126,12 @@ def chat_schema(
         if isinstance(rule, dict) and isinstance(rule.get("enum"), list):
             return None, strings(rule["enum"], f"{field}.enum"), field
     return AnswerSchema(name, json_schema), (), None
+
+
+def phase_of(schema: AnswerSchema) -> str:
+    """The phase that a schema is for, by the name that its wire left it."""
+    name = schema.name.lower()
+    return next((phase for phase in _PHASES if phase in name), name)
 
 
 def strings(values: object, where: str) -> tuple[str, ...]:

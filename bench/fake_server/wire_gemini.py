@@ -136,6 +136,15 @@ class GeminiWire:
             ]
         return ErrorAnswer(status, _error(status, message, details))
 
+    def bad_key(self) -> ErrorAnswer:
+        detail = {
+            "@type": f"{_RPC}ErrorInfo",
+            "reason": "API_KEY_INVALID",
+            "domain": "googleapis.com",
+            "metadata": {"service": "generativelanguage.googleapis.com"},
+        }
+        return ErrorAnswer(400, _error(400, "API key not valid. Please pass a valid API key.", [detail]))
+
     def rate_limited(self, model: str, refusal: Refusal, retry_after: str | None) -> ErrorAnswer:
         metric, quota = (
             ("generate_content_requests", "GenerateRequestsPerMinutePerProjectPerModel")

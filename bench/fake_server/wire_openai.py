@@ -165,6 +165,9 @@ class OpenAIWire:
         kind, code, usual = _ERRORS[status]
         return ErrorAnswer(status, _error(message or usual, kind, param, code))
 
+    def bad_key(self) -> ErrorAnswer:
+        return self.error(401)
+
     def rate_limited(self, model: str, refusal: Refusal, retry_after: str | None) -> ErrorAnswer:
         unit = "requests per min (RPM)" if refusal.name == "requests" else "tokens per min (TPM)"
         again = f" Please try again in {refusal.wait_s:.3f}s." if retry_after else ""

@@ -20,7 +20,16 @@ from typing import Any
 
 import orjson
 
-from bench.scheduler.workload import MAX_OUTPUT_TOKENS, MODEL, Task, messages, rows
+from bench.scheduler.workload import (
+    MAX_OUTPUT_TOKENS,
+    MODEL,
+    SYSTEM,
+    Task,
+    messages,
+    request,
+    row_text,
+    rows,
+)
 from engine.tuning import long_job, new_event_loop
 
 Client = Callable[[Task], Coroutine[Any, Any, dict[str, Any]]]
@@ -74,9 +83,50 @@ async def bare(task: Task) -> dict[str, Any]:
 
 async def ours(task: Task) -> dict[str, Any]:
     """This project's scheduler, response cache, limits and adapter, as `pld compile` uses them."""
-    from bench.scheduler.own import run_own  # noqa: PLC0415
+    from bench.scheduler.own import openai, run_own  # noqa: PLC0415
 
-    return await run_own(task)
+    return await run_own(task, openai(task))
+
+
+async def ours_gemini(task: Task) -> dict[str, Any]:
+    """The same with the adapter for Gemini."""
+    from bench.scheduler.own import gemini, run_own  # noqa: PLC0415
+
+    model = gemini(task)
+    await model.complete([request(-1)])
+    _meter.start()
+    return await run_own(task, model)
+
+
+async def genai_sdk(task: Task) -> dict[str, Any]:
+    """google-genai as its documentation uses it, under a semaphore."""
+    from google import genai  # noqa: PLC0415 - each client imports what it uses
+    from google.genai import types  # noqa: PLC0415 - likewise
+
+    client = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=task.url))
+    config = types.GenerateContentConfig(
+        system_instruction=SYSTEM.content, max_output_tokens=MAX_OUTPUT_TOKENS, temperature=0.0
+    )
+    answers = 0
+    todo = until(task)
+    slots = asyncio.Semaphore(task.concurrency)
+
+    async def ask(number: int) -> None:
+        nonlocal answers
+        async with slots:
+            found = await client.aio.models.generate_content(
+                model=MODEL, contents=row_text(number), config=config
+            )
+        answers += bool(found.text)
+
+    async with client.aio:
+        await ask(-1)
+        answers = 0
+        _meter.start()
+        async with asyncio.TaskGroup() as group:
+            for number in todo:
+                group.create_task(ask(number))
+    return {"answers": answers}
 
 
 async def openai_sdk(task: Task) -> dict[str, Any]:
@@ -139,6 +189,8 @@ async def litellm_sdk(task: Task) -> dict[str, Any]:
 CLIENTS: dict[str, tuple[Client, str]] = {
     "bare": (bare, "aiohttp"),
     "ours": (ours, "aiohttp"),
+    "ours_gemini": (ours_gemini, "google.genai"),
+    "genai": (genai_sdk, "google.genai"),
     "openai": (openai_sdk, "openai"),
     "litellm": (litellm_sdk, "litellm"),
 }
@@ -159,7 +211,7 @@ def _main(argument: str) -> None:
     task = Task(**orjson.loads(argument))
     client, package = CLIENTS[task.client]
     importlib.import_module(package)
-    if task.client == "ours":
+    if task.client in ("ours", "ours_gemini"):
         importlib.import_module("bench.scheduler.own")
     with long_job() if task.tuned else nullcontext():
         factory = new_event_loop if task.tuned else asyncio.new_event_loop

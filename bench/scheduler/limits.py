@@ -80,4 +80,5 @@ def _measure(name: str, server: dict[str, Any], client: dict[str, Any], seconds:
         "lost": sum(found["failures"].values()),
         "most_in_60s": arrivals["most_in_60s"],
         "most_in_100ms": arrivals["most_in_100ms"],
+        "server_held_up_s": round(seen["held_up"]["total_s"], 2),
     }

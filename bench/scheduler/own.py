@@ -9,14 +9,14 @@ from typing import Any
 
 import orjson
 
-from adapters.addresses import parse_openai
+from adapters.addresses import parse_gemini, parse_openai
 from adapters.openai_compatible import OpenAICompatibleChat
 from bench.memory import rss_mb
 from bench.scheduler.clients import until
 from bench.scheduler.throttled import RequestWindow
 from bench.scheduler.workload import MODEL, Task, request
 from engine.events import Event, StageProgress
-from engine.ports import FREE
+from engine.ports import FREE, ChatModel
 from engine.scheduler import Limits, RateLimiter, RetryPolicy, Scheduler
 from engine.store import ResponseStore, RunJournal
 from engine.types import Failure
@@ -26,9 +26,23 @@ _NO_LIMIT_RPM = 60_000_000
 _NO_LIMIT_TPM = 60_000_000_000
 
 
-async def run_own(task: Task) -> dict[str, Any]:
-    """Run the task to its end; counts, failures by reason, retries, and memory and loop lag on the way."""
-    model = OpenAICompatibleChat(parse_openai(f"openai:{MODEL}@{task.url}/v1"), price=FREE)
+def openai(task: Task) -> ChatModel:
+    """The adapter for OpenAI's API."""
+    return OpenAICompatibleChat(parse_openai(f"openai:{MODEL}@{task.url}/v1"), price=FREE)
+
+
+def gemini(task: Task) -> ChatModel:
+    """The adapter for Gemini."""
+    from adapters.gemini import GeminiChat  # noqa: PLC0415 - a second to load: not for the other
+    from adapters.gemini_client import Access  # noqa: PLC0415 - likewise
+
+    address = parse_gemini(f"gemini:{MODEL}@{task.url}")
+    return GeminiChat(address.name, Access(address.urls[0], api_key="none"), price=FREE)
+
+
+async def run_own(task: Task, model: ChatModel) -> dict[str, Any]:
+    """Run the task to its end, and close the model; counts, failures by reason, retries, and memory and loop
+    lag on the way."""
     limits = Limits(
         concurrency=task.concurrency,
         requests_per_minute=task.requests_per_minute or (None if task.adaptive else _NO_LIMIT_RPM),

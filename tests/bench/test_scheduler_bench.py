@@ -7,6 +7,7 @@ import pytest
 from bench.scheduler import (
     measure_cached,
     measure_faults,
+    measure_gemini,
     measure_kills,
     measure_latency,
     measure_limits,
@@ -38,6 +39,7 @@ def test_every_client_gets_every_answer() -> None:
     assert all(row["requests"] == 1_000 for row in rows if row["name"].startswith(("bare", "pld")))
     assert {row["runs"] for row in measure_cached(1_000, 1)} == {1}
     assert all(row["requests"] == 2_560 for row in measure_latency(1.0, 1))
+    assert [row["requests"] for row in measure_gemini(100, 1)] == [100] * 4
 
 
 def test_no_request_is_lost_under_limits_known_or_hidden() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.fake_server import Behaviour
+from bench.fake_server.holdups import Watch
 from bench.fake_server.limits import Limits, Refusal, told_seconds
 from bench.fake_server.protocol import HttpRequest, parse_head
 from bench.fake_server.replies import Reply
@@ -121,3 +125,38 @@ def test_an_answer_is_settled_at_what_it_was() -> None:
     reply = service.accept(HttpRequest(head, body))
     assert isinstance(reply, Reply)
     assert b"x-ratelimit-remaining-tokens: 1989\r\nx-ratelimit-reset-tokens: 110ms\r\n" in reply.data
+
+
+def test_what_came_while_the_server_was_held_up_counts_as_spread_over_that_time() -> None:
+    strict = limits(requests_per_minute=6000, limit_burst_s=0.1)  # 100 a second, a bucket of 10
+    assert all(strict.admit(1.0, 1) is None for _ in range(10)), "the bucket is empty"
+    read_at_once = [strict.admit(1.3, 1, held_s=0.3) is None for _ in range(41)]
+    assert read_at_once == [True] * 30 + [False] * 11
+    assert strict.admit(1.3, 1) is not None
+    assert strict.admit(1.31, 1) is None
+    without = limits(requests_per_minute=6000, limit_burst_s=0.1)
+    assert sum(without.admit(1.3, 1) is None for _ in range(41)) == 10
+
+
+def test_an_idle_bucket_holds_no_more_for_a_hold_up_than_came_in_it() -> None:
+    strict = limits(requests_per_minute=6000, limit_burst_s=0.1)
+    assert strict.admit(1.0, 1) is None
+    assert sum(strict.admit(9.0, 1, held_s=0.2) is None for _ in range(100)) == 30
+
+
+def test_a_held_up_loop_is_noticed() -> None:
+    async def check() -> tuple[float, float]:
+        watch = Watch()
+        assert watch.held_s == 0.0, "nobody watches"
+        watch.start()
+        await asyncio.sleep(0.01)
+        time.sleep(0.1)  # noqa: ASYNC251 - the loop is not to run
+        held_s = watch.held_s
+        await asyncio.sleep(0.01)
+        watch.stop()
+        assert watch.total_s >= watch.longest_s >= held_s - 0.01
+        return held_s, watch.held_s
+
+    held_s, afterwards = asyncio.run(check())
+    assert held_s >= 0.09
+    assert afterwards == 0.0
