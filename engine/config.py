@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -23,6 +24,29 @@ Thinking: TypeAlias = ThinkingLevel | int
 def can_be_label(label: str) -> bool:
     """Whether a label can stand in a prompt: a line without quotes, angle brackets or surrounding space."""
     return bool(label) and label == label.strip() and not any(c in label for c in "\n\r\t\"'`<>")
+
+
+def can_be_field(name: str) -> bool:
+    """Whether a column's name can stand ahead of its text in a prompt: a line that begins with a letter or
+    digit, without quotes, brackets, colons, backslashes or surrounding space.
+    """
+    plain = name.isprintable() and name == name.strip() and not any(c in name for c in "\"'`<>[]{}:\uff1a\\")
+    return plain and name[:1].isalnum()
+
+
+def field_names_problem(names: Sequence[str]) -> str:
+    """Why columns cannot be the fields of one text; "" where they can. A single one is not named there."""
+    if len(names) < 2:
+        return ""
+    for name in names:
+        if names.count(name) > 1:
+            return f"{name!r} is listed twice"
+        if not can_be_field(name):
+            return (
+                f"{name!r} cannot name a field in a prompt: rename the column to a line that begins with a "
+                "letter or digit, without quotes, brackets, colons or backslashes"
+            )
+    return ""
 
 
 class _Table(BaseModel):
@@ -44,9 +68,24 @@ class TaskConfig(_Table):
     labels: dict[str, str] = Field(
         description='All labels: a list, or a table of `label = "what it means"` (part of the prompt).'
     )
-    text: str = Field("text", description="Column with the text to classify.")
+    text: str | tuple[str, ...] = Field(
+        "text",
+        description='Column with the text to classify; or several, `["premise", "hypothesis"]`, that make up '
+        "one text, each under its name, in this order. All but one of several may be empty or null.",
+    )
     label: str = Field("label", description="Column with the true label, one of `labels`.")
     id: str | None = Field(None, description="Column with a unique id; unset: ids are hashes of the content.")
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
+            raise ValueError('write the name of a column, or a list of names: ["premise", "hypothesis"]')
+        if problem := field_names_problem(names):
+            raise ValueError(problem)
+        # a list of one is that one: runs and caches do not tell the two apart
+        return names[0] if len(names) == 1 else tuple(names)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -133,7 +172,10 @@ class ModelConfig(_Table):
         description="The model's address. `local:` needs no key, account or GPU; `openai:NAME` is a model of "
         "api.openai.com, `openai:NAME@http://host:port/v1` one of another server with its API (several with "
         "commas); `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where "
-        "`GOOGLE_GENAI_USE_VERTEXAI` is `true`.",
+        "`GOOGLE_GENAI_USE_VERTEXAI` is `true`; `answer-files:DIR` or `answer-files:NAME@DIR` writes "
+        "requests into the folder DIR in OpenAI's batch format and reads answers from `answers-*.jsonl` "
+        "there (NAME stands in the requests as their model: OpenAI wants one, `vllm run-batch` does not). "
+        "Not for [embedder].",
     )
     requests_per_minute: int | None = Field(
         None, gt=0, description="Requests sent in any minute, at most; unset: no limit."
@@ -160,9 +202,10 @@ class ModelConfig(_Table):
     )
     thinking: Thinking | None = Field(
         None,
-        description="How much a `gemini:` model may think before it answers: a level, or a number of tokens "
-        "(Gemini 2.5 takes only that; 0: none at all). Billed as output; unset: the model's own default. Not "
-        "for [embedder].",
+        description="How much a `gemini:` or `openai:` model may think before it answers: a level, or, for "
+        "Gemini, a number of tokens (2.5 takes only that; 0: none at all). Billed as output; room for it is "
+        "added to the bound on each answer. Unset: the model's own default; an `openai:` model not known to "
+        "think gets no such room. Not for [embedder].",
     )
 
     @field_validator("thinking", mode="before")

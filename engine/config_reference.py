@@ -92,7 +92,7 @@ def type_in_words(field: FieldInfo) -> str:
     """What a key may hold, bounds included."""
     if field.annotation == dict[str, str]:  # a list of labels is turned into this before it is validated
         return "list of texts, or table of texts"
-    if field.annotation == tuple[str, ...]:
+    if field.annotation in (tuple[str, ...], str | tuple[str, ...]):
         return "text, or list of texts"
     bounds = ", ".join(_bounds(field.metadata))
     words = _in_words(field.annotation)

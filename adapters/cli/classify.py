@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,9 @@ from adapters.registry import check_model, is_local, open_student, settings_of
 from engine.bulk import ClassifyResult, classify
 from engine.distillation.manifest import load_run_config
 from engine.distillation.session import limits_of
+from engine.errors import ConfigError
 from engine.stopping import StopSignal
-from engine.store import RunDirectory
+from engine.store import RunDirectory, TextColumns
 from engine.store.compiled import load_prompt
 
 
@@ -29,7 +31,10 @@ def classify_command(
         str | None, typer.Option(help="Address of another student than the configuration's.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Column with the text; default: the configuration's.")
+        list[str] | None,
+        typer.Option(
+            help="Column with the text; default: the configuration's. Of several, give each in their order."
+        ),
     ] = None,
     row_id: Annotated[
         str | None, typer.Option("--id", help="Column with a row id, carried to the output; default: none.")
@@ -55,6 +60,7 @@ def classify_command(
         nonlocal address
         config = load_run_config(RunDirectory.open(run))
         prompt = load_prompt(run)
+        columns = text_columns(config.task.text, text or [])
         settings = settings_of(config.student, student)
         address = settings.model
         check_model(settings, config.prices, max_cost)
@@ -66,7 +72,7 @@ def classify_command(
                     model,
                     inputs,
                     out,
-                    text=text or config.task.text,
+                    text=columns,
                     id=row_id,
                     limits=limits_of(config.student),
                     part_rows=part_rows,
@@ -95,3 +101,24 @@ def classify_command(
         lines.append(LOCAL_NOTE)
     for line in lines:
         say(console, line)
+
+
+def text_columns(compiled: str | tuple[str, ...], named: Sequence[str]) -> TextColumns:
+    """The columns of the input, where `named` ones stand for those that the prompt was compiled from.
+
+    The names of several fields stand in the prompt's input, so they stay. Raises `ConfigError` where there
+    are more or fewer.
+    """
+    fields = (compiled,) if isinstance(compiled, str) else compiled
+    if not named:
+        return compiled
+    if len(named) != len(fields):
+        raise ConfigError(
+            f"the prompt was compiled from {_columns(fields)}: give --text "
+            f"{'once' if len(fields) == 1 else f'{len(fields)} times, in this order'}"
+        )
+    return dict(zip(fields, named, strict=True))
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"

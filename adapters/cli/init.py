@@ -32,7 +32,10 @@ _SPARE = 0.05  # bad texts are known from a sample only
 def init_command(
     file: Annotated[Path, typer.Argument(help="The labelled rows: a Parquet, CSV or NDJSON file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The configuration to write.")] = Path("pld.toml"),
-    text: Annotated[str | None, typer.Option(help="Column with the input text; default: guessed.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Column with the input text, once for each of several; default: guessed."),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Column with the label; default: guessed.")] = None,
     row_id: Annotated[
         str | None, typer.Option("--id", help="Column with a unique id; default: guessed, or none.")
@@ -57,7 +60,8 @@ def init_command(
         raise typer.BadParameter(
             "letters, digits, '.', '_' and '-' only, beginning with a letter or digit", param_hint="--name"
         )
-    given: dict[Role, str | None] = {"text": text, "label": label, "id": row_id, "split": split}
+    given: dict[Role, str | list[str] | None]
+    given = {"text": text or None, "label": label, "id": row_id, "split": split}
     with errors_as_one_line("nothing was written"):
         _check_free(out, force=force)
         if file.is_file() and file.stat().st_size > _LARGE_BYTES:
@@ -112,7 +116,7 @@ def render(guess: Guess, name: str, out: Path) -> str:
         "# A written policy (a text file), if there is one: the teacher reads it while it explains examples.",
         '# policy = "policy.md"',
         "",
-        "# The columns of the data file.",
+        '# The columns of the data file. Where the input is in several: text = ["premise", "hypothesis"]',
         *_column(guess, "text", guess.text),
         *_column(guess, "label", guess.label),
         *_column(guess, "id", guess.id, none="without an id, rows are told apart by a hash of their content"),
@@ -142,14 +146,21 @@ def render(guess: Guess, name: str, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _column(guess: Guess, role: Role, column: str | None, *, none: str = "") -> Iterator[str]:
+def _column(
+    guess: Guess, role: Role, column: str | tuple[str, ...] | None, *, none: str = ""
+) -> Iterator[str]:
     if role in guess.doubts:
         yield f"# {_doubt(guess, role, guess.doubts[role])}"
-    yield f"# {none}" if column is None else f"{role} = {toml_string(column)}"
+    if column is None:
+        yield f"# {none}"
+    elif isinstance(column, tuple) and len(column) > 1:
+        yield f"{role} = [{', '.join(map(toml_string, column))}]"
+    else:
+        yield f"{role} = {toml_string(column if isinstance(column, str) else column[0])}"
 
 
 def _doubt(guess: Guess, role: Role, doubt: str) -> str:
-    column = getattr(guess, role)
+    column = guess.text[0] if role == "text" else getattr(guess, role)  # several texts are certain
     if column is None:
         return f"{role}: {doubt}"
     return f"{role}: {column!r} is a guess, {doubt}; --{role} settles it"
@@ -167,9 +178,10 @@ def _shares(guess: Guess) -> Iterator[str]:
 
 
 def _description(guess: Guess, name: str) -> str:
-    text, label = (" ".join(re.split(r"[\s_.-]+", column)).strip() for column in (guess.text, guess.label))
+    words = [" ".join(re.split(r"[\s_.-]+", column)).strip() for column in (*guess.text, guess.label)]
+    *texts, label = words
     title = " ".join(re.split(r"[_.-]+", name))
-    return f"{title[:1].upper()}{title[1:]}: decide which {label} fits this {text}."
+    return f"{title[:1].upper()}{title[1:]}: decide which {label} fits this {' and '.join(texts)}."
 
 
 def _key(label: str) -> str:
@@ -199,7 +211,7 @@ def _write(out: Path, document: str) -> None:
 
 def _summary(guess: Guess, out: Path) -> Iterator[str]:
     yield f"{guess.file}: {guess.rows:,} rows"
-    yield f"text: {guess.text!r}"
+    yield f"text: {' and '.join(map(repr, guess.text))}"
     counts = sorted(guess.labels.items(), key=lambda pair: -pair[1])
     shown = ", ".join(f"{label} {rows:,}" for label, rows in counts[:12]) + (
         ", …" if len(counts) > 12 else ""

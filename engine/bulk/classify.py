@@ -19,7 +19,7 @@ from engine.ports import ChatModel
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Budget, Limits, Scheduler
 from engine.stopping import StopSignal
-from engine.store import RowReader, RunDirectory, fingerprint
+from engine.store import RowReader, RunDirectory, TextColumns, fingerprint
 
 
 async def classify(
@@ -28,7 +28,7 @@ async def classify(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    text: str = "text",
+    text: TextColumns = "text",
     id: str | None = None,  # noqa: A002 - the name of the column in the configuration too
     limits: Limits = Limits(),  # noqa: B008 - frozen
     part_rows: int = 50_000,
@@ -44,6 +44,10 @@ async def classify(
     student tells none), `prompt_sha256`, `model`. `failures-00000.parquet`, where there are any, has the
     others: `row`, `file`, `id`, `reason`, `detail`. Each input row, broken ones included, stands exactly once
     in exactly one file. Texts are not written. Equal texts within a part are asked about once.
+
+    `text` is the column with the text. For a prompt that was compiled from several, it is these, in their
+    order, or where they are called otherwise here a mapping `{"premise": "column", …}` from each name that
+    the prompt was compiled with.
 
     The same call on the same `out` goes on where it was stopped or killed, and does nothing once finished.
     A kill costs the answers in flight and at most 256 more (C2). `max_cost_usd` caps this call alone.
@@ -65,7 +69,9 @@ async def classify(
     marks = await asyncio.to_thread(fingerprint, reader.paths)
     files = [valid(str(path)) for path in reader.paths]
     inputs_now = tuple(map(Input, files, marks))
-    task = Task(prompt.sha256, valid(student.name), inputs_now, text, id, part_rows)
+    fields = reader.fields
+    columns = fields.columns if fields.names else fields.columns[0]
+    task = Task(prompt.sha256, valid(student.name), inputs_now, columns, id, part_rows, fields.names)
     run = RunDirectory.create(out)
     with run.lock():
         manifest = open_manifest(run, task, emit)

@@ -25,14 +25,18 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Everything that decides what the parts hold. Another task needs another directory."""
+    """Everything that decides what the parts hold. Another task needs another directory.
+
+    `text` is the column of the text, or the columns of its `fields`, which are named where there are several.
+    """
 
     prompt_sha256: str
     model: str
     inputs: tuple[Input, ...]
-    text: str
+    text: str | tuple[str, ...]
     id: str | None
     part_rows: int
+    fields: tuple[str, ...] = ()
 
     def difference(self, other: Task) -> str | None:
         """The first thing in which `other` differs from this one, in words; None where nothing does."""
@@ -44,14 +48,19 @@ class Task:
             ("model", "model"),
             ("inputs", "input files"),
             ("text", "text column"),
+            ("fields", "fields of the text"),
             ("id", "id column"),
             ("part_rows", "rows per part"),
         ):
             was, now = getattr(self, name), getattr(other, name)
             if was != now:
-                values = "" if name == "inputs" else f": {was}, not {now}"
+                values = "" if name == "inputs" else f": {_shown(was)}, not {_shown(now)}"
                 return f"it was begun with another {what}{values}"
         return None
+
+
+def _shown(value: object) -> str:
+    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,9 @@ def _read(run: RunDirectory, document: Mapping[str, Any]) -> Manifest:
     try:
         task = dict(document["task"])
         task["inputs"] = tuple(Input(**one) for one in task["inputs"])
+        if isinstance(task["text"], list):
+            task["text"] = tuple(task["text"])
+        task["fields"] = tuple(task.get("fields", ()))  # older manifests have a single column
         parts = [PartEntry(**{name: one[name] for name in _STORED}) for one in document["parts"]]
         return Manifest(Task(**task), document["total_rows"], {part.number: part for part in parts})
     except (KeyError, TypeError, ValueError) as exc:

@@ -2,6 +2,7 @@
 
 from engine.store.cache import ResponseStore, RunJournal
 from engine.store.datasets import Dataset, load_dataset
+from engine.store.fields import TextColumns
 from engine.store.files import InputFile, fingerprint
 from engine.store.labelled import Rejected
 from engine.store.rows import RowBatch, RowReader
@@ -18,6 +19,7 @@ __all__ = [
     "RowReader",
     "RunDirectory",
     "RunJournal",
+    "TextColumns",
     "fingerprint",
     "load_dataset",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from engine.config import field_names_problem
 from engine.store.labelled import SPLIT_NAMES
 from engine.store.tables import is_number, read_table, word_of
 from engine.store.text_tables import Problem
@@ -35,6 +36,13 @@ _KNOWN: dict[Role, tuple[str, ...]] = {
     "id": ("id", "uid", "uuid", "guid", "key", "identifier"),
     "split": ("split", "subset", "fold", "partition", "set"),
 }  # fmt: skip
+# Two columns that are one input: neither says enough alone.
+_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+)
 _SURE = 2.0
 _CLOSE = 4.0
 _PASS_ROWS = 4096
@@ -83,12 +91,18 @@ class Column:
 
     def named(self, role: Role) -> float:
         """How well the name says the role: 2 down to 1 for a known word, 0.5 where one begins or ends it."""
-        spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", self.name).lower()
-        parts = re.findall(r"[^\W_]+", spaced)
-        known = _KNOWN[role]
+        parts, known = self._words(), _KNOWN[role]
         if (whole := "".join(parts)) in known:
             return _SURE - known.index(whole) / len(known)
         return 0.5 if parts and (parts[-1] in known or parts[0] in known) else 0.0
+
+    def called(self, name: str) -> bool:
+        """Whether the name is this one, however its words are joined."""
+        return "".join(self._words()) == name
+
+    def _words(self) -> list[str]:
+        spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", self.name).lower()
+        return re.findall(r"[^\W_]+", spaced)
 
 
 def word_or_none(value: object) -> str | None:
@@ -112,6 +126,18 @@ def text_columns(columns: Sequence[Column]) -> dict[str, float]:
             continue
         scores[column.name] = 3 * is_named + 2 * column.prose + variety * min(column.length, 5000) ** 0.25
     return scores
+
+
+def text_pair(columns: Sequence[Column]) -> tuple[str, str] | None:
+    """Two columns that plainly are one input, as premise and hypothesis, where none is called text."""
+    texts = [column for column in columns if column.textual >= 0.9]
+    if any(column.called("text") for column in texts):
+        return None
+    for pair in _PAIRS:
+        first, second = ([column.name for column in texts if column.called(name)] for name in pair)
+        if len(first) == len(second) == 1 and not field_names_problem([*first, *second]):
+            return first[0], second[0]
+    return None
 
 
 def label_columns(columns: Sequence[Column]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from engine.config import can_be_label
+from engine.config import can_be_label, field_names_problem
 from engine.errors import DataError
 from engine.store import columns
 from engine.store.columns import MOST_LABELS, MOST_UNNAMED_LABELS, Column, Counts, Role, Tally
@@ -35,14 +35,15 @@ _LABEL_CANDIDATES = 3
 class Guess:
     """What a file's columns seem to be for. `labels` has the rows of each label, sorted by label.
 
-    `id` and `split` are None where no column serves. `doubts` says for a role why its guess is uncertain, and
+    `text` is one column, or several that make up the input together, as premise and hypothesis do. `id` and
+    `split` are None where no column serves. `doubts` says for a role why its guess is uncertain, and
     `warnings` what is unusual about the labels; both show names and labels, never a text. `bad_share` is the
     share of rows that seem not to be usable, from a sample as far as texts go.
     """
 
     file: Path
     rows: int
-    text: str
+    text: tuple[str, ...]
     label: str
     id: str | None
     split: str | None
@@ -52,21 +53,27 @@ class Guess:
     bad_share: float
 
 
-def guess_columns(path: str | Path, named: Mapping[Role, str] | None = None) -> Guess:
-    """Look at a Parquet, CSV or NDJSON file; `named` are columns whose role is known.
+def guess_columns(path: str | Path, named: Mapping[Role, str | Sequence[str]] | None = None) -> Guess:
+    """Look at a Parquet, CSV or NDJSON file; `named` are columns whose role is known; texts may be several.
 
     Raises `DataError`, with one line that names the columns, where no text or label column can be told, where
     labels cannot be used, or where there are too few rows to divide.
     """
-    return _Look(_one_file(path), named or {}).guess()
+    pairs = [
+        (role, name)
+        for role, names in (named or {}).items()
+        for name in ([names] if isinstance(names, str) else names)
+    ]
+    return _Look(_one_file(path), pairs).guess()
 
 
 class _Look:
     """One look at one file."""
 
-    def __init__(self, file: Path, named: Mapping[Role, str]) -> None:
+    def __init__(self, file: Path, named: Sequence[tuple[Role, str]]) -> None:
         self._file = file
-        self._named = named
+        self._texts = tuple(name for role, name in named if role == "text")
+        self._named: dict[Role, str] = {role: name for role, name in named if role != "text"}
         self._doubts: dict[Role, str] = {}
         self._names = _usable_names(file, named)
         sample = _sample(file, self._names)
@@ -75,10 +82,10 @@ class _Look:
 
     def guess(self) -> Guess:
         text = self._text()
-        splits = columns.split_columns(self._free(text), self._values)
+        splits = columns.split_columns(self._free(*text), self._values)
         split = self._named.get("split") or (columns.best_of(splits) if splits else None)
-        row_id = self._named.get("id") or columns.id_column(self._free(text, *splits))
-        scores = self._label_scores(text, *splits, row_id)
+        row_id = self._named.get("id") or columns.id_column(self._free(*text, *splits))
+        scores = self._label_scores(*text, *splits, row_id)
         tally = Tally(list(scores), split, row_id)
         tally.count(self._file)
         label = self._label(scores, tally)
@@ -88,6 +95,7 @@ class _Look:
         split = self._confirmed("split", split, problem, "leave --split out to divide the rows by shares")
         if split is None:
             self._check_divisible(labels)
+        filled = max(self._columns[name].filled for name in text)  # one of several is enough
         return Guess(
             file=self._file,
             rows=tally.rows,
@@ -98,25 +106,30 @@ class _Look:
             labels=labels,
             doubts=self._doubts,
             warnings=tuple(_warnings(labels)),
-            bad_share=1 - self._columns[text].filled * sum(labels.values()) / tally.rows,
+            bad_share=1 - filled * sum(labels.values()) / tally.rows,
         )
 
     def _free(self, *taken: str | None) -> list[Column]:
         """The columns that have no role yet."""
-        gone = {*taken, *self._named.values()}
+        gone = {*taken, *self._texts, *self._named.values()}
         return [column for column in self._columns.values() if column.name not in gone]
 
-    def _text(self) -> str:
-        if (name := self._named.get("text")) is not None:
-            column = self._columns[name]
+    def _text(self) -> tuple[str, ...]:
+        if problem := field_names_problem(self._texts):
+            raise self._error(f"column {problem}")
+        if len(self._texts) == 1:
+            column = self._columns[self._texts[0]]
             if column.textual < 0.5:
                 what = "holds numbers, not texts" if column.values else "is empty"
-                raise self._error(f"column {name!r} (--text) {what}; name the column with the texts")
-            return name
+                raise self._error(f"column {column.name!r} (--text) {what}; name the column with the texts")
+        if self._texts:
+            return self._texts
+        if (pair := columns.text_pair(self._free())) is not None:
+            return pair
         scores = columns.text_columns(self._free())
         if not scores:
             raise self._error("no column holds texts", "--text")
-        return self._best("text", scores)
+        return (self._best("text", scores),)
 
     def _label_scores(self, *taken: str | None) -> dict[str, float]:
         if (name := self._named.get("label")) is not None:
@@ -205,20 +218,20 @@ def _one_file(path: str | Path) -> Path:
     return files[0]
 
 
-def _usable_names(file: Path, named: Mapping[Role, str]) -> list[str]:
+def _usable_names(file: Path, named: Sequence[tuple[Role, str]]) -> list[str]:
     """The columns that can be named at all and hold single values."""
-    found = columns_of(file, list(named.values()))
+    found = columns_of(file, [name for _, name in named])
     times = Counter(name for name, _ in found)
     names = [
         name
         for name, kind in found
         if name and times[name] == 1 and _is_unicode(name) and not (kind is not None and kind.is_nested())
     ]
-    for role, name in named.items():
+    for role, name in named:
         if name not in names:
             shown = nearest(name, names) if look_like_names(file, names) else ""
             raise DataError(f"{file}: no usable column {name!r} (--{role}){shown}")
-    for name, count in Counter(named.values()).items():
+    for name, count in Counter(name for _, name in named).items():
         if count > 1:
             raise DataError(
                 f"column {name!r} is named for more than one of --text, --label, --id and --split"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from engine.config import Config
 from engine.errors import DataError
+from engine.store.fields import TextFields
 from engine.store.files import InputFile, describe, find_files
-from engine.store.tables import check_columns, nearest, problem_of, read_table, text_of, word_of
+from engine.store.tables import check_columns, nearest, problem_of, read_table, word_of
 from engine.store.text_tables import Problem
 from engine.types import SplitName
 
@@ -66,7 +67,8 @@ class Reading:
         self.files: list[InputFile] = []
         self._labels = config.labels
         self._has_id, self._has_split = task.id is not None, data.split is not None
-        columns = (task.text, task.label, task.id, data.split)
+        self._fields = TextFields(task.text)
+        columns = (*self._fields.columns, task.label, task.id, data.split)
         self._columns = [name for name in columns if name is not None]
         for name, times in Counter(self._columns).items():
             if times > 1:
@@ -80,7 +82,7 @@ class Reading:
             if times > 1:
                 raise DataError(f"{path}: is named for more than one split of [data]")
         for _, path in self._sources:
-            check_columns(path, self._columns, text=task.text)
+            check_columns(path, self._columns, texts=self._fields.columns)
             self.files.append(describe(path, config.base))
 
     def rows(self) -> Iterator[LabelledRow]:
@@ -102,10 +104,11 @@ class Reading:
     def _parse(
         self, values: tuple[object, ...], split: SplitName | None, place: Rejected
     ) -> LabelledRow | Problem:
-        text_column, label_column, *others = self._columns
-        text = problem_of(text_column, text_of, values[0])
-        label = problem_of(label_column, self._label, values[1])
-        row_id: str | Problem = problem_of(others[0], word_of, values[2]) if self._has_id else ""
+        n = len(self._fields.columns)
+        label_column, *others = self._columns[n:]
+        text = self._fields.read(values[:n])
+        label = problem_of(label_column, self._label, values[n])
+        row_id: str | Problem = problem_of(others[0], word_of, values[n + 1]) if self._has_id else ""
         own_split: SplitName | Problem | None = split
         if self._has_split:
             own_split = problem_of(others[-1], self._split, values[-1])

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.store.fields import TextColumns, TextFields
 from engine.store.files import find_files
-from engine.store.tables import Table, check_columns, count_rows, problem_of, read_table, text_of, word_of
+from engine.store.tables import Table, check_columns, count_rows, problem_of, read_table, word_of
 from engine.store.text_tables import Problem
 
 
@@ -33,15 +34,16 @@ class RowBatch:
 class RowReader:
     """Every row of some Parquet, CSV or NDJSON files exactly once, broken lines included, in a fixed order.
 
-    `paths` may be globs; files are read in the order given, the matches of a glob by name. Iterating again
-    starts again. Blank lines of text files are no rows. Raises `DataError` at once where a file or a column
-    is missing, and while iterating where a file is damaged beyond single lines.
+    `paths` may be globs; files are read in the order given, the matches of a glob by name. `text` is a
+    column, or several that make up one text (`engine.store.fields`). Iterating again starts again. Blank
+    lines of text files are no rows. Raises `DataError` at once where a file or a column is missing, and while
+    iterating where a file is damaged beyond single lines.
     """
 
     def __init__(
         self,
         paths: Sequence[str | Path],
-        text_column: str,
+        text: TextColumns,
         id_column: str | None = None,
         *,
         batch_rows: int = 4096,
@@ -49,11 +51,12 @@ class RowReader:
         if batch_rows < 1:
             raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
         self.paths = find_files(paths)
-        self._columns = (text_column,) if id_column is None else (text_column, id_column)
+        self.fields = TextFields(text)
+        self._columns = (*self.fields.columns, *(() if id_column is None else (id_column,)))
         self._batch_rows = batch_rows
         self._skip = 0
         for path in self.paths:
-            check_columns(path, self._columns, text=text_column)
+            check_columns(path, self._columns, texts=self.fields.columns)
 
     def skip_rows(self, n: int) -> None:
         """Let iteration begin at row `n`. Parquet is not read up to there; text is split into lines only."""
@@ -78,13 +81,13 @@ class RowReader:
             offset += end
 
     def _batch(self, table: Table, offset: int, file_index: int) -> RowBatch:
-        text_column = self._columns[0]
-        with_ids = len(self._columns) == 2
+        n = len(self.fields.columns)
+        with_ids = len(self._columns) > n
         ids: list[str] = []
         texts: list[str | None] = []
         problems: dict[int, str] = {}
         for index, row in enumerate(table.rows):
-            text = row if isinstance(row, Problem) else problem_of(text_column, text_of, row[0])
+            text = row if isinstance(row, Problem) else self.fields.read(row[:n])
             if isinstance(text, Problem):
                 texts.append(None)
                 where = "" if table.lines is None else f" (line {table.lines[index]})"
@@ -92,6 +95,6 @@ class RowReader:
             else:
                 texts.append(text)
             if with_ids:
-                row_id = row if isinstance(row, Problem) else problem_of("id", word_of, row[1])
+                row_id = row if isinstance(row, Problem) else problem_of("id", word_of, row[n])
                 ids.append("" if isinstance(row_id, Problem) else row_id)
         return RowBatch(table.first_row + offset, file_index, ids if with_ids else None, texts, problems)

@@ -51,10 +51,11 @@ def columns_of(path: Path, wanted: Sequence[str] = ()) -> list[tuple[str, pl.Dat
     return [(name, None) for name in text_tables.column_names(path, kind, wanted)]
 
 
-def check_columns(path: Path, wanted: Sequence[str], *, text: str | None = None) -> None:
+def check_columns(path: Path, wanted: Sequence[str], *, texts: Sequence[str] = ()) -> None:
     """Raise `DataError`, naming the nearest column, where a file lacks one or cannot be read at all.
 
-    `text` is the one among them that has to hold texts.
+    `texts` are those among them that make up the text. One alone has to hold texts, several may be numbers
+    and truth values too.
     """
     schema = dict(columns_of(path, wanted))
     names = list(schema)
@@ -70,9 +71,10 @@ def check_columns(path: Path, wanted: Sequence[str], *, text: str | None = None)
             continue
         if kind.is_nested() or kind == pl.Binary:
             raise DataError(f"{path}: column {name!r} holds {kind}; text or numbers are needed")
-        if name == text and (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean):
-            texts = [repr(other) for other, its in schema.items() if its == pl.String]
-            others = f"; texts are in {', '.join(texts[:12])}" if texts else ""
+        wordless = kind.is_temporal() or kind.is_decimal()
+        if name in texts and (wordless or (len(texts) == 1 and (kind.is_numeric() or kind == pl.Boolean))):
+            strings = [repr(other) for other, its in schema.items() if its == pl.String]
+            others = f"; texts are in {', '.join(strings[:12])}" if strings else ""
             raise DataError(f"{path}: column {name!r} holds {kind}, not texts{others}")
 
 

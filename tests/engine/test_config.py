@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import Config, load_config, parse_config
+from engine.config import Config, can_be_field, field_names_problem, load_config, parse_config
 from engine.errors import ConfigError
 
 FULL = """
@@ -168,6 +168,38 @@ def test_a_misspelt_required_key_is_named_before_what_it_leaves_missing() -> Non
     assert refusal(raw).startswith("unknown key 'label_set' in [task]; did you mean 'labels'? (and 1 more)")
 
 
+def test_a_list_of_one_column_is_that_column() -> None:
+    plain, listed, several = (
+        parse(changed("task.text", text, SMALL)) for text in ("body", ["body"], ["title", "body"])
+    )
+    assert listed.task.text == "body"
+    assert listed == plain
+    assert listed.model_dump_json(exclude_unset=True) == plain.model_dump_json(exclude_unset=True)
+    assert several.task.text == ("title", "body")
+    # as the manifest of a run keeps it
+    assert parse(several.model_dump(mode="json", exclude_unset=True)) == several
+
+
+def test_a_single_column_may_be_called_anything() -> None:
+    assert parse(changed("task.text", ['say: "<b>"'], SMALL)).task.text == 'say: "<b>"'
+
+
+@pytest.mark.parametrize("name", ["premise", "user text", "a_b", "Überschrift", "文本", "q1", "a (b)", "a/b"])
+def test_names_that_fields_may_have(name: str) -> None:
+    assert can_be_field(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " a", "a ", "_a", "-a", "a:", "a\uff1ab", "a\b", "a\nb", "a\tb", "a\u2028b", "a\u202eb", "a\\b"]
+    + [f"a{mark}" for mark in "\"'`<>[]{}"],
+)
+def test_names_that_fields_may_not_have(name: str) -> None:
+    assert not can_be_field(name)
+    assert field_names_problem(["b", name])
+    assert not field_names_problem([name])
+
+
 @pytest.mark.parametrize("where", ["task", "data", "task.name", "task.description", "task.labels"])
 def test_a_missing_key_is_named(where: str) -> None:
     assert refusal(changed(where, None, SMALL)) == f"{where} is missing"
@@ -186,6 +218,11 @@ def test_a_missing_key_is_named(where: str) -> None:
         ("task.labels", [["a"], ["b"]], "every label is a text"),
         ("task.labels", "spam", "task.labels: "),
         ("task.labels", {"a": 1, "b": ""}, "task.labels.a: "),
+        ("task.text", 3, "task.text: write the name of a column, or a list of names"),
+        ("task.text", [], "task.text: write the name of a column, or a list of names"),
+        ("task.text", ["a", 3], "task.text: write the name of a column, or a list of names"),
+        ("task.text", ["a", "b", "a"], "task.text: 'a' is listed twice"),
+        ("task.text", ["a", "</input>"], "task.text: '</input>' cannot name a field in a prompt: rename"),
         ("task.labels", ["a", ""], "'' cannot be a label"),
         ("task.labels", ["a", " b"], "' b' cannot be a label"),
         ("task.labels", ["a", "b\nc"], "cannot be a label"),

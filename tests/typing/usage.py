@@ -129,3 +129,8 @@ def scripts() -> None:
     assert_type(found, Evaluation)
     done = engine.classify_sync(result.prompt, open_student("local:"), "rows.parquet", "out", part_rows=1000)
     assert_type(done, ClassifyResult)
+    student = open_student("local:")
+    engine.classify_sync(result.prompt, student, "rows.parquet", "out", text=["premise", "hypothesis"])
+    engine.classify_sync(
+        result.prompt, student, "rows.parquet", "out", text={"premise": "p", "hypothesis": "h"}
+    )

@@ -86,6 +86,20 @@ def test_the_options_decide(tmp_path: Path) -> None:
     assert config.labels == ("BILLING", "OUTAGE", "PRAISE")
 
 
+def test_several_columns_become_a_list(tmp_path: Path) -> None:
+    save(tmp_path, table(240, text="premise").with_columns(hypothesis=pl.lit("so it is")), "rows.csv")
+    found = pld("init", "rows.csv")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "text: 'premise' and 'hypothesis'" in found.stdout
+    config = load_config("pld.toml")
+    assert config.task.text == ("premise", "hypothesis")
+    assert config.task.description == "Rows: decide which label fits this premise and hypothesis."
+    assert load_dataset(config).rejected == ()
+    config = written("rows.csv", "--force", "--text", "hypothesis", "--text", "premise")
+    assert config.task.text == ("hypothesis", "premise")
+    assert written("rows.csv", "--force", "--text", "premise").task.text == "premise"
+
+
 def test_doubts_stand_on_stderr_and_in_a_comment(tmp_path: Path) -> None:
     frame = table(240, text="headline", label="a").with_columns(
         title=pl.col("headline"), b=pl.col("a"), id=pl.lit("same")
@@ -194,7 +208,7 @@ def test_whatever_is_guessed_can_be_read_back(
     guess = Guess(
         file=Path("rows.csv"),
         rows=100,
-        text=text,
+        text=(text,),
         label=label,
         id=None if bare else row_id,
         split=None if bare else split,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -256,6 +257,52 @@ def test_another_task_is_refused(tmp_path: Path, rows: Path, change: dict[str, A
     assert files_of(tmp_path / "out") == before
 
 
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    frame = pl.DataFrame({"p": ["a", "b", None], "h": ["x", None, None], "q": ["c", "c", "c"]})
+    frame.write_parquet(tmp_path / "pairs.parquet")
+    return tmp_path / "pairs.parquet"
+
+
+def test_several_columns_are_one_text(pairs: Path, tmp_path: Path) -> None:
+    student = Student()
+    result = run(pairs, tmp_path / "out", student, text={"premise": "p", "hypothesis": "h"})
+    assert sorted(student.seen) == ["premise: a\n\nhypothesis: x", "premise: b\n\nhypothesis:"]
+    assert (result.classified, result.failed) == (2, 1)
+    _, failed = read_out(tmp_path / "out")
+    assert failed.row(0, named=True) == {
+        "row": 2, "file": str(pairs), "id": None, "reason": UNUSABLE, "detail": "p, h: all empty"
+    }  # fmt: skip
+    task = json.loads((tmp_path / "out" / "manifest.json").read_bytes())["task"]
+    assert (task["text"], task["fields"]) == (["p", "h"], ["premise", "hypothesis"])
+    again = Student()
+    run(pairs, tmp_path / "out", again, text={"premise": "p", "hypothesis": "h"})
+    assert again.seen == [], "the same task goes on where it was"
+    for text, says in (
+        ({"premise": "q", "hypothesis": "h"}, "another text column: p, h, not q, h"),
+        ({"p": "p", "h": "h"}, "another fields of the text: premise, hypothesis, not p, h"),
+        ({"hypothesis": "h", "premise": "p"}, "another text column: p, h, not h, p"),
+        ("p", "another text column: p, h, not p"),
+    ):
+        with pytest.raises(RunError, match=says):
+            run(pairs, tmp_path / "out", text=text)
+
+
+def test_a_list_of_one_column_is_that_column(rows: Path, tmp_path: Path) -> None:
+    run(rows, tmp_path / "out", text="text")
+    whole = files_of(tmp_path / "out")
+    student = Student()
+    run(rows, tmp_path / "out", student, text=["text"])
+    assert (student.seen, files_of(tmp_path / "out")) == ([], whole)
+    # as earlier versions wrote it
+    path = tmp_path / "out" / "manifest.json"
+    document = json.loads(path.read_bytes())
+    del document["task"]["fields"]
+    path.write_text(json.dumps(document))
+    run(rows, tmp_path / "out", student)
+    assert student.seen == []
+
+
 def test_changed_rows_are_refused(tmp_path: Path, rows: Path) -> None:
     run(rows, tmp_path / "out")
     write_ndjson(rows, [*TEXTS, "one more"])
@@ -302,6 +349,8 @@ def test_wrong_use_is_refused_before_anything_is_made(tmp_path: Path, rows: Path
     for options, error in (
         ({"part_rows": 0}, ConfigError),
         ({"text": "body"}, DataError),
+        ({"text": []}, ConfigError),
+        ({"text": ["text", "id:"]}, ConfigError),
         ({"inputs": []}, DataError),
         ({"inputs": tmp_path / "nowhere.csv"}, DataError),
     ):

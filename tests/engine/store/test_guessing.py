@@ -45,7 +45,7 @@ def save(folder: Path, frame: pl.DataFrame, name: str = "rows.parquet", separato
 
 
 def roles(guess: Guess) -> tuple[str, str, str | None, str | None]:
-    return guess.text, guess.label, guess.id, guess.split
+    return " + ".join(guess.text), guess.label, guess.id, guess.split
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
@@ -94,6 +94,48 @@ def test_names_and_values_decide(
     renamed: dict[str, str], expected: tuple[str | None, ...], tmp_path: Path
 ) -> None:
     assert roles(guess_columns(save(tmp_path, table(**renamed)))) == expected
+
+
+PAIRS = [
+    ("premise", "hypothesis"),
+    ("Sentence1", "sentence_2"),
+    ("question1", "question2"),
+    ("text_1", "text_2"),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("file", ["a.parquet", "a.csv", "a.ndjson"])
+def test_two_columns_that_are_one_input(pair: tuple[str, str], file: str, tmp_path: Path) -> None:
+    first, second = pair
+    frame = table(text=first).with_columns((pl.lit("so ") + pl.col("label")).alias(second))
+    guess = guess_columns(save(tmp_path, frame, file))
+    assert guess.text == pair
+    assert roles(guess)[1:] == ("label", "id", "split")
+    assert guess.doubts == {}
+
+
+def test_a_pair_is_no_input_where_a_text_is_or_half_of_it_is_missing(tmp_path: Path) -> None:
+    frame = table(text="premise").with_columns(hypothesis=pl.col("premise").str.reverse())
+    whole = frame.with_columns(text=pl.col("premise") + pl.col("hypothesis"))
+    assert guess_columns(save(tmp_path, whole)).text == ("text",)
+    numbers = frame.with_columns(hypothesis=pl.int_range(pl.len()) / 7)
+    assert guess_columns(save(tmp_path, numbers)).text == ("premise",)
+
+
+def test_several_columns_that_the_user_names(tmp_path: Path) -> None:
+    frame = table(text="b").with_columns(a=pl.when(pl.col("split") == "test").then("b"), n=pl.col("b").hash())
+    path = save(tmp_path, frame)
+    guess = guess_columns(path, {"text": ["b", "a", "n"]})
+    assert guess.text == ("b", "a", "n")
+    assert guess.bad_share == 0, "one that is filled will do"
+    with pytest.raises(DataError, match="no usable column 'c'"):
+        guess_columns(path, {"text": ["b", "c"]})
+    with pytest.raises(DataError, match="'b' is named for more than one"):
+        guess_columns(path, {"text": ["b", "b"]})
+    odd = save(tmp_path, frame.rename({"a": "a:"}))
+    with pytest.raises(DataError, match="column 'a:' cannot name a field in a prompt"):
+        guess_columns(odd, {"text": ["b", "a:"]})
 
 
 def test_what_the_user_names_is_taken(tmp_path: Path) -> None:
