@@ -1,10 +1,13 @@
-"""Addresses of models behind a server: `SCHEME:NAME@http://host:port/v1[,http://…]`."""
+"""Addresses of models: `SCHEME:NAME@http://host:port/v1[,http://…]` for those behind a server, and
+`answer-files:NAME@DIR`.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from engine.errors import UnknownModelError
@@ -34,6 +37,40 @@ class RemoteAddress:
     def loopback(self) -> bool:
         """Whether every server runs on this machine."""
         return all(map(_is_loopback, self.hosts))
+
+
+@dataclass(frozen=True, slots=True)
+class FolderAddress:
+    """A folder of requests and answers, as it was written, and the model's name in them, if any."""
+
+    model: str | None
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """What cache keys call it: the folder as it was written, so that a whole project can be moved."""
+        return f"answer-files:{'' if self.model is None else f'{self.model}@'}{self.folder}"
+
+
+def parse_answer_files(address: str) -> FolderAddress:
+    """`answer-files:DIR` or `answer-files:NAME@DIR`, divided at the last @.
+
+    Raises `UnknownModelError` with one line that says what is wrong.
+    """
+    _, _, rest = address.partition(":")
+    model, at, folder = rest.rpartition("@")
+    printable = all(char.isprintable() for char in rest)
+    if not folder or folder != folder.strip() or not printable or "://" in rest or folder.startswith("~"):
+        shown = rest.rpartition("@")[2] if printable else ""
+        raise UnknownModelError(
+            f"answer-files: {shown!r} is no folder; write answer-files:DIR, or answer-files:NAME@DIR with "
+            "the model's name, where DIR is a path from the configuration's folder"
+        )
+    if at and (not model or model != model.strip()):
+        raise UnknownModelError(
+            "answer-files: the model's name is missing before @; write answer-files:NAME@DIR"
+        )
+    return FolderAddress(model or None, str(PurePath(folder)))
 
 
 def parse_openai(address: str) -> RemoteAddress:

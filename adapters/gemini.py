@@ -11,7 +11,7 @@ from google.genai import types
 from adapters.gemini_client import Access, GeminiClient
 from adapters.gemini_models import clustering_input, takes_task_type, thinking_room
 from adapters.gemini_wire import read_response, request_frame, safe
-from adapters.openai_wire import read_unit_vector
+from adapters.vectors import read_unit_vector
 from engine.config import Thinking
 from engine.errors import ModelError
 from engine.ports import FREE, Price, Within

@@ -18,7 +18,8 @@ from google.genai.models import AsyncModels
 
 from adapters.addresses import GEMINI_URL
 from adapters.gemini_wire import ApiError, read_error
-from adapters.http import retry_after_s, transport_error
+from adapters.http import transport_error
+from adapters.waiting import retry_after_s
 from engine.errors import ModelError
 from engine.types import DOUBTFUL, NO_RETRY, TRANSIENT, AttemptFailure, Retry, rate_limited
 

@@ -9,11 +9,9 @@ the connector, and the protocol of a connection.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
@@ -22,6 +20,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.streams import StreamReader
 from yarl import URL
 
+from adapters.waiting import reset_after_s, retry_after_s
 from engine.errors import ModelError
 from engine.types import DOUBTFUL, TRANSIENT, AttemptFailure, Retry, Usage, rate_limited
 
@@ -161,6 +160,8 @@ class HttpClient:
         if status < 400 and not proven:
             raise ModelError(f"{at}, no data: {_API_ITSELF}")
         after_s = retry_after_s(reply.headers)
+        if status == 429 and after_s is None:
+            after_s = reset_after_s(reply.headers)
         if status in (429, 503):
             return AttemptFailure("rate_limited", detail, rate_limited(after_s))
         if status == 408 or status >= 500:
@@ -210,29 +211,6 @@ class HttpClient:
         if unreachable:
             return AttemptFailure("unreachable", what, TRANSIENT)
         return AttemptFailure("disconnected", what, TRANSIENT, unknown_bill=True)
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How many seconds a server asks to wait (`retry-after-ms`, or `Retry-After` in seconds or as a date).
-
-    None where it does not say, or nothing that makes sense. A date is read by the server's own clock.
-    """
-    for name, unit in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        until = parsedate_to_datetime(headers["Retry-After"]).timestamp()
-    except (KeyError, ValueError, OverflowError):
-        return None
-    try:
-        now = parsedate_to_datetime(headers["Date"]).timestamp()
-    except (KeyError, ValueError, OverflowError):
-        now = time.time()
-    return max(0.0, until - now)
 
 
 def transport_error(exc: Exception) -> tuple[str, str, bool]:

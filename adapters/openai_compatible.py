@@ -11,30 +11,30 @@ import orjson
 
 from adapters.addresses import OPENAI_HOST, RemoteAddress
 from adapters.http import HttpClient, Reply
+from adapters.openai_dialect import Dialect
+from adapters.openai_errors import read_body_error, read_error, refusal
+from adapters.openai_models import may_be_cut, thinking_room
 from adapters.openai_wire import (
-    choice_schema,
+    Form,
+    chat_frame,
     encode,
-    read_body_error,
-    read_choice,
-    read_error,
-    read_unit_vector,
+    message_json,
+    read_chat,
     read_usage,
-    refusal,
-    response_format,
+    tells_thoughts,
 )
+from adapters.vectors import read_unit_vector
+from engine.config import ThinkingLevel
 from engine.errors import ModelError
-from engine.ports import Price, Within
-from engine.tokens import estimate_tokens, request_tokens, shared_out
+from engine.ports import FREE, Price, Within
+from engine.tokens import estimate_tokens, shared_out
 from engine.types import (
     DOUBTFUL,
-    TRANSIENT,
-    Answer,
     AnswerSchema,
     AttemptFailure,
     ChatOutcome,
     Embedding,
     EmbedOutcome,
-    FinishReason,
     Message,
     Request,
     Usage,
@@ -43,39 +43,18 @@ from engine.types import (
 DEFAULT_MAX_INPUT_TOKENS = 32_000
 _KEY_HINT = "name the environment variable that holds the key in api_key_env"
 
-_FINISH = {
-    "stop": FinishReason.STOP,
-    "eos_token": FinishReason.STOP,  # these two are text-generation-inference's
-    "stop_sequence": FinishReason.STOP,
-    None: FinishReason.STOP,  # some servers tell no reason
-    "length": FinishReason.LENGTH,
-    "content_filter": FinishReason.BLOCKED,
-}
-_UNSUPPORTED = ("unsupported_value", "unsupported_parameter")
-# Tokens of {"label":""}, at most. They are not in the caller's limit, nor in what a cap on cost sets aside;
-# that counts a token for each byte of input, though, and so several times more than these.
-_AROUND_A_CHOICE = 16
-
-# Trained so that a vector's beginning is a vector (Matryoshka), by their own documentation.
-_MATRYOSHKA = (
-    "embeddinggemma",
-    "gemini-embedding",
-    "jina-embeddings-v3",
-    "jina-embeddings-v4",
-    "mxbai-embed-large-v1",
-    "nomic-embed-text-v1.5",
-    "qwen3-embedding",
-    "text-embedding-3-",
-)
-
 
 class OpenAICompatibleChat:
     """A `ChatModel` that posts to `/chat/completions`, one request at a time.
 
     A schema is asked for as `response_format`, choices as `structured_outputs.choice` (vLLM) or, at
-    api.openai.com, as an answer `{"label": …}` that is unpacked again; a server that knows neither answers in
-    free text. Where a server says that its model takes no temperature, none is sent from then on. `name`
-    holds the first server only: replicas give the same answers.
+    api.openai.com, as an answer `{"label": …}` that is unpacked again, with the log-probabilities of their
+    tokens. What a server refuses or ignores is put in another way or left out: see `Dialect`. `name` holds
+    the first server only: replicas give the same answers.
+
+    With `thinking` a model thinks as long as that level means to it (`reasoning_effort`). Thinking counts
+    into the limit of output tokens: what it may take is added to each request's own limit, and stands in
+    `price` as `thinking_tokens`. Models that think are not asked for log-probabilities.
 
     An answer that was cut or held back (a refusal too) is an `Answer` with that finish reason. Tokens are
     estimated where a response does not tell them.
@@ -87,21 +66,40 @@ class OpenAICompatibleChat:
         self,
         address: RemoteAddress,
         *,
+        thinking: ThinkingLevel | None = None,
         api_key: str | None = None,
         key_hint: str = _KEY_HINT,
         price: Price | None = None,
         max_input_tokens: int | None = None,
     ) -> None:
-        """`api_key` goes to every server of the address; `key_hint` is what an error says about a key that is
-        refused; `price` None: unknown."""
+        """`thinking` None: as much as the model does by itself; `price` None: unknown.
+
+        `api_key` goes to every server of the address; `key_hint` is what an error says about a key that is
+        refused.
+        """
         self.name = f"openai:{address.name}@{address.urls[0]}"
+        if thinking is not None:
+            self.name += f"#thinking={thinking}"
+        room = thinking_room(address.name, thinking)
+        if price is not None and price != FREE:
+            price = replace(price, thinking_tokens=room)
         self.price = price
         self.max_input_tokens = max_input_tokens or DEFAULT_MAX_INPUT_TOKENS
         self._model = address.name
-        self._at_openai = OPENAI_HOST in address.hosts
-        self._takes_temperature = True
+        form = Form(
+            choices="json_schema" if OPENAI_HOST in address.hosts else "structured_outputs",
+            logprobs=not room,
+            effort=thinking,
+            thinking_tokens=room,
+        )
+        self._dialect = Dialect(f"openai:{address.name}", form)
         self._client = _client(address, "chat/completions", api_key, key_hint)
         self._frame = lru_cache(maxsize=64)(self._frame_of)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """See `engine.ports.Remarking`: what the servers were found not to do."""
+        return tuple(self._dialect.remarks)
 
     async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
         """See `engine.ports.ChatModel`."""
@@ -112,27 +110,23 @@ class OpenAICompatibleChat:
         await self._client.aclose()
 
     async def _ask(self, request: Request) -> ChatOutcome:
-        with_temperature = self._takes_temperature
-        temperature = request.temperature if with_temperature else None
-        seed = request.index if request.temperature > 0 else None
+        form = self._dialect.form
         head, tail = self._frame(
             request.messages[:-1],
             request.max_output_tokens,
             request.schema,
             request.choices,
-            (temperature, seed),
+            (request.temperature, request.index if request.temperature > 0 else None, form),
         )
-        last = b",".join(map(_message, request.messages[-1:]))
+        last = b",".join(map(message_json, request.messages[-1:]))
         reply = await self._client.post(head + last + tail)
         if isinstance(reply, AttemptFailure):
             return reply
         if reply.status == 200:
-            return self._read(request, reply)
+            return self._read(request, reply, form)
         error = read_body_error(reply.body)
-        if with_temperature and error and error.param == "temperature" and error.code in _UNSUPPORTED:
-            self._takes_temperature = False
-            return AttemptFailure("no_temperature", "the model takes no temperature", TRANSIENT)
-        return refusal(self._client, reply, error)
+        refused = self._dialect.refused(form, request, error, reply.status)
+        return refused or refusal(self._client, reply, error)
 
     def _frame_of(
         self,
@@ -140,55 +134,34 @@ class OpenAICompatibleChat:
         max_output_tokens: int,
         schema: AnswerSchema | None,
         choices: tuple[str, ...],
-        sampling: tuple[float | None, int | None],
+        how: tuple[float, int | None, Form],
     ) -> tuple[bytes, bytes]:
-        """What stands before and after the last message: the same for every row, so it is encoded once."""
-        # both OpenAI and vLLM call max_tokens deprecated, and OpenAI refuses it for models that think
-        options: dict[str, Any] = {"max_completion_tokens": max_output_tokens}
-        temperature, seed = sampling
-        if temperature is not None:
-            options["temperature"] = temperature
-        if seed is not None:
-            options["seed"] = seed  # tells repeated draws apart
-        if schema is not None:
-            options["response_format"] = response_format(schema.name, schema.json_schema)
-        elif choices and self._at_openai:
-            options["response_format"] = response_format("choice", choice_schema(choices))
-            options["max_completion_tokens"] += _AROUND_A_CHOICE
-        elif choices:
-            options["structured_outputs"] = {"choice": choices}
-        first = b"".join(_message(message) + b"," for message in first_messages)
-        head = b'{"model":' + encode(self._model) + b',"messages":[' + first
-        return head, b"]," + encode(options)[1:]
+        temperature, seed, form = how
+        return chat_frame(
+            self._model,
+            first_messages,
+            max_output_tokens=max_output_tokens,
+            schema=schema,
+            choices=choices,
+            temperature=temperature,
+            seed=seed,
+            form=form,
+        )
 
-    def _read(self, request: Request, reply: Reply) -> ChatOutcome:
+    def _read(self, request: Request, reply: Reply, form: Form) -> ChatOutcome:
         """The outcome in a response with status 200."""
         try:
             document = orjson.loads(reply.body)
         except orjson.JSONDecodeError:
             return self._client.unreadable(reply, "the response is not JSON")
-        try:
-            choice = document["choices"][0]
-            message = choice["message"]
-            text, refused = message.get("content"), message.get("refusal")
-            finish = _FINISH.get(choice.get("finish_reason"))
-        except (AttributeError, LookupError, TypeError):
+        outcome = read_chat(request, document, form)
+        if outcome is None:
             return _no_answer(self._client, reply, document)
         reply.server.proven = True
-        if not isinstance(text, str):
-            text = ""
-        usage = read_usage(document.get("usage")) or Usage(
-            request_tokens(request), estimate_tokens(text), estimated=True
-        )
-        if finish is None:
-            return AttemptFailure("malformed", "the answer ended for an unknown reason", DOUBTFUL, usage)
-        if refused:
-            return Answer("", usage, FinishReason.BLOCKED)
-        if not text and finish is FinishReason.STOP:
-            return AttemptFailure("empty", "the answer has no text", DOUBTFUL, usage)
-        if request.choices and self._at_openai:
-            text = read_choice(text)
-        return Answer(text, usage, finish)
+        if isinstance(outcome, AttemptFailure):
+            return outcome
+        thought = outcome.usage.thinking_tokens > 0 or tells_thoughts(document)
+        return self._dialect.answered(form, request, outcome, thought=thought)
 
 
 class OpenAICompatibleEmbedder:
@@ -218,11 +191,11 @@ class OpenAICompatibleEmbedder:
         """The parameters of `OpenAICompatibleChat`, and how long the vectors are to be."""
         self.name = f"openai:{address.name}@{address.urls[0]}#{dimensions}"
         self.price = price
-        known_to_be_cut = address.name.rpartition("/")[2].lower().startswith(_MATRYOSHKA)
-        self._cut = dimensions if known_to_be_cut else None
+        cut = may_be_cut(address.name)
+        self._cut = dimensions if cut else None
         self._dim: int | None = None
         self._options: dict[str, Any] = {"model": address.name, "encoding_format": "base64"}
-        if known_to_be_cut and OPENAI_HOST in address.hosts:
+        if cut and OPENAI_HOST in address.hosts:
             self._options["dimensions"] = dimensions
         self._client = _client(address, "embeddings", api_key, key_hint)
 
@@ -279,10 +252,6 @@ class OpenAICompatibleEmbedder:
 def _client(address: RemoteAddress, path: str, api_key: str | None, key_hint: str) -> HttpClient:
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     return HttpClient(f"openai:{address.name}", address.urls, path, headers=headers, key_hint=key_hint)
-
-
-def _message(message: Message) -> bytes:
-    return b'{"role":"' + message.role.encode() + b'","content":' + encode(message.content) + b"}"
 
 
 def _no_answer(client: HttpClient, reply: Reply, document: object) -> AttemptFailure:

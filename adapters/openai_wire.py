@@ -1,28 +1,38 @@
-"""OpenAI's JSON: how requests are encoded, and what usage and errors in responses mean.
+"""OpenAI's JSON: how requests are encoded, and what answers and usage in responses mean.
 
 Fields: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import orjson
 
-from adapters.http import HttpClient, Reply
-from engine.errors import ModelError
-from engine.types import NO_RETRY, AttemptFailure, FloatVector, Usage
+from adapters.openai_logprobs import read_label_logprobs
+from engine.tokens import estimate_tokens, request_tokens
+from engine.types import (
+    DOUBTFUL,
+    Answer,
+    AnswerSchema,
+    AttemptFailure,
+    ChatOutcome,
+    FinishReason,
+    Message,
+    Request,
+    Usage,
+)
 
-_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-_BLOCKED = {"content_filter", "content_policy_violation"}
-_TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
-_INVALID = {"invalid_request_error", "BadRequestError"}
-_ABOUT_THE_REQUEST = (400, 413, 422)
+_FINISH = {
+    "stop": FinishReason.STOP,
+    "eos_token": FinishReason.STOP,  # these two are text-generation-inference's
+    "stop_sequence": FinishReason.STOP,
+    None: FinishReason.STOP,  # some servers tell no reason
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.BLOCKED,
+}
 
 # what OpenAI's strict mode takes: https://platform.openai.com/docs/guides/structured-outputs
 _STRICT_KEYWORDS = {
@@ -40,9 +50,45 @@ _STRICT_KEYWORDS = {
     "type",
 }
 _CHOICE = "label"
+# Tokens of {"label":""}, at most. They are not in the caller's limit, nor in what a cap on cost sets aside;
+# that counts a token for each byte of input, though, and so several times more than these.
+_AROUND_A_CHOICE = 16
 
 
 # --- requests -------------------------------------------------------------------------------------
+
+ChoicesAs: TypeAlias = Literal["structured_outputs", "json_schema", "guided_choice", "text"]
+SchemaAs: TypeAlias = Literal["json_schema", "json_object", "text"]
+TOP_LOGPROBS = 20
+"""How many alternatives to each token are asked for: the most that OpenAI and vLLM give by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a request is put: which of the API's optional fields a server is sent, and in which words.
+
+    `choices`: as vLLM's `structured_outputs.choice`, as a JSON schema for an answer `{"label": …}`, as older
+    vLLM's `guided_choice`, or not at all; likewise `schema`. `bound` is the field for the most tokens of an
+    answer; `thinking_tokens` are added to it, as thinking counts into it. `effort` is `reasoning_effort`.
+    """
+
+    choices: ChoicesAs = "json_schema"
+    schema: SchemaAs = "json_schema"
+    temperature: bool = True
+    seed: bool = True
+    logprobs: bool = False
+    bound: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    effort: str | None = None
+    thinking_tokens: int = 0
+
+    def most_output_tokens(self, max_output_tokens: int, choices: Sequence[str]) -> int:
+        """The bound that is sent for a request with its own bound and choices."""
+        around = _AROUND_A_CHOICE if choices and self.choices == "json_schema" else 0
+        return max_output_tokens + self.thinking_tokens + around
+
+
+PLAIN = Form()
+"""What every server of the API is documented to take."""
 
 
 def encode(value: Any) -> bytes:
@@ -61,6 +107,63 @@ def _mended(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_mended(one) for one in value]
     return value
+
+
+def message_json(message: Message) -> bytes:
+    """A message as it stands in a request."""
+    return b'{"role":"' + message.role.encode() + b'","content":' + encode(message.content) + b"}"
+
+
+def chat_frame(
+    model: str | None,
+    first_messages: tuple[Message, ...],
+    *,
+    max_output_tokens: int,
+    schema: AnswerSchema | None,
+    choices: tuple[str, ...],
+    temperature: float | None,
+    seed: int | None,
+    form: Form = PLAIN,
+) -> tuple[bytes, bytes]:
+    """What stands before and after the last message of a chat request: the same for every row.
+
+    None leaves `model`, `temperature` or `seed` out.
+    """
+    # both OpenAI and vLLM call max_tokens deprecated, and OpenAI refuses it for models that think
+    options: dict[str, Any] = {form.bound: form.most_output_tokens(max_output_tokens, choices)}
+    if temperature is not None and form.temperature:
+        options["temperature"] = temperature
+    if seed is not None and form.seed:
+        options["seed"] = seed  # tells repeated draws apart
+    if form.effort is not None:
+        options["reasoning_effort"] = form.effort
+    if schema is not None:
+        options |= _schema_options(schema, form.schema)
+    elif choices:
+        options |= _choice_options(choices, form.choices)
+        if form.logprobs:
+            options |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    named = b"" if model is None else b'"model":' + encode(model) + b","
+    first = b"".join(message_json(message) + b"," for message in first_messages)
+    return b"{" + named + b'"messages":[' + first, b"]," + encode(options)[1:]
+
+
+def _schema_options(schema: AnswerSchema, form: SchemaAs) -> dict[str, Any]:
+    if form == "json_schema":
+        return {"response_format": response_format(schema.name, schema.json_schema)}
+    return {"response_format": {"type": "json_object"}} if form == "json_object" else {}
+
+
+def _choice_options(choices: Sequence[str], form: ChoicesAs) -> dict[str, Any]:
+    match form:
+        case "structured_outputs":
+            return {"structured_outputs": {"choice": choices}}
+        case "json_schema":
+            return {"response_format": response_format("choice", choice_schema(choices))}
+        case "guided_choice":
+            return {"guided_choice": choices}
+        case "text":
+            return {}
 
 
 def response_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +207,62 @@ def read_choice(text: str) -> str:
     return named if isinstance(named, str) else text
 
 
+# --- answers --------------------------------------------------------------------------------------
+
+
+def read_chat(request: Request, document: Any, form: Form = PLAIN) -> ChatOutcome | None:
+    """The outcome in a chat completion that was asked for in `form`; None where it holds no answer.
+
+    An answer that was cut or held back (a refusal too) is an `Answer` with that finish reason. Tokens are
+    estimated where the document does not tell them.
+    """
+    try:
+        choice = document["choices"][0]
+        message = choice["message"]
+        text, refused = message.get("content"), message.get("refusal")
+        finish = _FINISH.get(choice.get("finish_reason"))
+    except (AttributeError, LookupError, TypeError):
+        return None
+    if not isinstance(text, str):
+        text = ""
+    usage = read_usage(document.get("usage")) or Usage(
+        request_tokens(request), estimate_tokens(text), estimated=True
+    )
+    if finish is None:
+        return AttemptFailure("malformed", "the answer ended for an unknown reason", DOUBTFUL, usage)
+    if refused:
+        return Answer("", usage, FinishReason.BLOCKED)
+    if not text and finish is FinishReason.STOP:
+        return AttemptFailure("empty", "the answer has no text", DOUBTFUL, usage)
+    answer = Answer(text, usage, finish)
+    return _chosen(request, choice, answer, form) if request.choices else answer
+
+
+def _chosen(request: Request, choice: Mapping[str, Any], answer: Answer, form: Form) -> Answer:
+    """An answer to choices: the one it names, verbatim, with what its tokens tell of the others."""
+    text = read_choice(answer.text) if form.choices == "json_schema" else answer.text
+    label = text.strip()
+    if label not in request.choices:
+        return replace(answer, text=text)
+    if answer.finish_reason is not FinishReason.STOP:
+        return replace(answer, text=label)
+    field = None if text is answer.text else _CHOICE
+    logprobs = read_label_logprobs(_tokens(choice), answer.text, label, request.choices, field=field)
+    return replace(answer, text=label, label_logprobs=logprobs)
+
+
+def tells_thoughts(document: Any) -> bool:
+    """Whether a chat completion holds the thinking ahead of its answer, as vLLM's and others' do."""
+    message = document["choices"][0]["message"]
+    return bool(message.get("reasoning") or message.get("reasoning_content"))
+
+
+def _tokens(choice: Mapping[str, Any]) -> object:
+    """The tokens of an answer with their log-probabilities, None where they are not told."""
+    logprobs = choice.get("logprobs")
+    return logprobs.get("content") if isinstance(logprobs, dict) else None
+
+
 # --- usage ----------------------------------------------------------------------------------------
 
 
@@ -128,99 +287,3 @@ def read_usage(given: object) -> Usage | None:
 
 def _count(number: object) -> int | None:
     return number if type(number) is int and number >= 0 else None
-
-
-# --- vectors --------------------------------------------------------------------------------------
-
-
-def read_unit_vector(given: object, cut: int | None = None) -> FloatVector | None:
-    """A vector (dim,), the first `cut` numbers of it, scaled to unit norm; None where it has no direction.
-
-    `given` is base64 of little-endian float32, or numbers.
-    """
-    try:
-        if isinstance(given, str):
-            vector = np.frombuffer(base64.b64decode(given, validate=True), "<f4").astype(np.float64)
-        else:
-            vector = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    if vector.ndim != 1 or not len(vector):
-        return None
-    vector = vector[:cut]
-    largest = np.abs(vector).max()
-    if not 0 < largest < np.inf:  # NaN is neither
-        return None
-    vector = vector / largest  # so that squares neither overflow nor vanish
-    unit: FloatVector = (vector / np.linalg.norm(vector)).astype(np.float32)
-    return unit
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-_WORD = re.compile(r"[A-Za-z][A-Za-z_.]{0,63}")  # without digits, so that no key passes for one
-
-
-@dataclass(frozen=True, slots=True)
-class ApiError:
-    """The structured part of an error, "" where it is not given: never the message, which may quote a row.
-
-    `status` is the code where it is an HTTP status.
-    """
-
-    code: str = ""
-    kind: str = ""
-    param: str = ""
-    status: int | None = None
-
-    @property
-    def word(self) -> str:
-        """What tells most."""
-        return self.code or self.param or self.kind
-
-
-def read_error(document: object) -> ApiError | None:
-    """The error in a JSON document, in OpenAI's form or vLLM's older one; None where there is none."""
-    if not isinstance(document, dict):
-        return None
-    error = document if document.get("object") == "error" else document.get("error")
-    if not isinstance(error, dict):
-        return None
-    code = error.get("code")
-    status = code if type(code) is int and 400 <= code < 600 else None
-    return ApiError(_word(code), _word(error.get("type")), _word(error.get("param")), status)
-
-
-def read_body_error(body: bytes) -> ApiError | None:
-    """`read_error` of a body that need not be JSON."""
-    try:
-        return read_error(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _word(given: object) -> str:
-    return given if isinstance(given, str) and _WORD.fullmatch(given) else ""
-
-
-def refusal(client: HttpClient, reply: Reply, error: ApiError | None) -> AttemptFailure:
-    """What a response means that is no answer, told apart by status and structured code alone.
-
-    Raises `ModelError` as `HttpClient.refusal` does, and for an account without quota.
-    """
-    if error is None:
-        return client.refusal(reply)
-    if _NO_QUOTA & {error.code, error.kind}:
-        raise ModelError(
-            f"{client.what}: the account has no quota left ({error.word}): pay in or raise its limit, and "
-            "run the same command again (what is answered is saved)"
-        )
-    if reply.status in _ABOUT_THE_REQUEST and error.code != "model_not_found":
-        detail = f"HTTP {reply.status}{error.word and f' ({error.word})'}"
-        if error.code in _BLOCKED:
-            return AttemptFailure("blocked", detail, NO_RETRY)
-        if error.code in _TOO_LONG or error.param == "input_tokens":  # as vLLM puts it
-            return AttemptFailure("too_long", detail, NO_RETRY)
-        if error.kind in _INVALID:
-            return AttemptFailure("refused", detail, NO_RETRY)
-    return client.refusal(reply, error.word, no_model=error.code == "model_not_found")

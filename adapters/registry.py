@@ -9,6 +9,8 @@ An address is `SCHEME:REST`.
 - `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where GOOGLE_GENAI_USE_VERTEXAI (or
   GOOGLE_GENAI_USE_ENTERPRISE) is `true`; `gemini:NAME@http://host:port` one of a server that speaks the
   Gemini API.
+- `answer-files:DIR` is a folder where requests are written and answers read, as files;
+  `answer-files:NAME@DIR` names the model in the requests.
 
 Keys come from the environment: OPENAI_API_KEY goes to api.openai.com, GEMINI_API_KEY (or GOOGLE_API_KEY) to
 the Gemini API, and both nowhere else; any other server gets the key in the variable that `api_key_env`
@@ -20,15 +22,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.addresses import GEMINI_HOST, OPENAI_HOST, RemoteAddress, parse_gemini, parse_openai
+from adapters.addresses import (
+    GEMINI_HOST,
+    OPENAI_HOST,
+    RemoteAddress,
+    parse_answer_files,
+    parse_gemini,
+    parse_openai,
+)
 from adapters.gemini_models import check_thinking
 from adapters.local import FIT_FILE, LocalEmbedder, LocalFit, LocalStudent, LocalTeacher, fit_local
+from adapters.openai_models import level_of
 from adapters.prices import price_of
 from engine.config import ChatRole, Config, EmbedderConfig, ModelConfig, PriceConfig
 from engine.errors import BudgetError, ConfigError, ModelError, UnknownModelError
-from engine.ports import FREE, ChatModel, Embedder, Models, Price
+from engine.ports import FREE, AnyChatModel, ChatModel, Embedder, Models, Price
 from engine.store import RunDirectory
 from engine.types import Sample
 
@@ -40,10 +51,21 @@ SCHEMES = {
     "openai": "models behind a server that speaks OpenAI's API (openai:NAME@http://host:port/v1; openai:NAME "
     "alone is one of api.openai.com)",
     "gemini": "models of Google's Gemini API or of Vertex AI (gemini:NAME)",
+    "answer-files": "whoever answers files in OpenAI's batch format (answer-files:DIR, or "
+    "answer-files:NAME@DIR)",
 }
 _PARSERS = {"openai": parse_openai, "gemini": parse_gemini}
 _KEYS = {OPENAI_HOST: ("OPENAI_API_KEY",), GEMINI_HOST: ("GEMINI_API_KEY", "GOOGLE_API_KEY")}
 _VERTEX = ("GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_USE_VERTEXAI")
+# of no use where files are written, and nothing is sent
+_NOT_FOR_FILES = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrency",
+    "timeout_s",
+    "api_key_env",
+    "thinking",
+)
 _ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
 
 
@@ -64,6 +86,8 @@ def scheme_of(address: str) -> str:
         raise UnknownModelError(f"{address!r}: the local models have no variants; write 'local:'")
     if scheme in _PARSERS:
         _PARSERS[scheme](address)
+    if scheme == "answer-files":
+        parse_answer_files(address)
     return scheme
 
 
@@ -72,10 +96,19 @@ def is_local(address: str) -> bool:
     return scheme_of(address) == "local"
 
 
+def is_answer_files(address: str) -> bool:
+    """Whether an address names a folder of requests and answers."""
+    return scheme_of(address) == "answer-files"
+
+
 def check_addresses(config: Config) -> None:
-    """Raise `UnknownModelError` for an address that no adapter knows; nothing is opened."""
+    """Raise `UnknownModelError` for an address that no adapter knows; nothing is opened.
+
+    `ConfigError` where answer files are to embed.
+    """
     for settings in _all_settings(config):
-        scheme_of(settings.model)
+        if is_answer_files(settings.model):
+            _check_answer_files(settings)
 
 
 def check_models(config: Config, max_cost_usd: float | None) -> None:
@@ -92,6 +125,9 @@ def check_models(config: Config, max_cost_usd: float | None) -> None:
 
 def check_model(settings: ModelConfig, prices: Mapping[str, PriceConfig], max_cost_usd: float | None) -> None:
     """`check_models` for one model, under the cap `max_cost_usd`."""
+    if is_answer_files(settings.model):
+        _check_answer_files(settings)
+        return
     _check_thinking(settings)
     if is_local(settings.model):
         return
@@ -113,6 +149,8 @@ def settings_of(settings: ModelConfig, address: str | None) -> ModelConfig:
     """
     if address is None or address == settings.model:
         return settings
+    if is_answer_files(address):
+        return ModelConfig(model=address, max_input_tokens=settings.max_input_tokens)
     key = settings.api_key_env if _urls(address) == _urls(settings.model) else None
     thinking = settings.thinking if scheme_of(address) == scheme_of(settings.model) else None
     return settings.model_copy(update={"model": address, "api_key_env": key, "thinking": thinking})
@@ -125,12 +163,27 @@ def open_student(model: str | ModelConfig, prices: Mapping[str, PriceConfig] | N
     """The student at an address, or with the settings of a configuration's `[student]`.
 
     `prices` goes before the built-in price table. Raises `UnknownModelError` for an address that no adapter
-    knows, `ConfigError` for a setting that the model does not take, and `ModelError` for a key that is not in
-    the environment.
+    knows, `ConfigError` for a setting that the model does not take and for a model that does not answer at
+    once, and `ModelError` for a key that is not in the environment.
     """
     settings = ModelConfig(model=model) if isinstance(model, str) else model
+    if is_answer_files(settings.model):
+        raise ConfigError(
+            f"{settings.model}: answers in files come hours later, and rows in bulk want a student that "
+            "answers at once; name another one (--student), such as local: or openai:NAME@http://host:port/v1"
+        )
     _check_thinking(settings)
     return LocalStudent() if is_local(settings.model) else _open_chat(settings, prices or {})
+
+
+def open_judged(settings: ModelConfig, prices: Mapping[str, PriceConfig], base: Path) -> AnyChatModel:
+    """The student that `evaluate` asks: like `open_student`, or one whose answers come in files.
+
+    `base` is the configuration's folder. Raises as `open_student` does.
+    """
+    if is_answer_files(settings.model):
+        return _open_answer_files(settings, base)
+    return open_student(settings, prices)
 
 
 def open_models(config: Config, train: Sequence[Sample], run: RunDirectory) -> Models:
@@ -148,7 +201,7 @@ def open_models(config: Config, train: Sequence[Sample], run: RunDirectory) -> M
         synthesizer=opened.writer(config.role("synthesizer")),
         resolver=opened.writer(config.role("resolver")),
         embedder=opened.embedder(config.embedder),
-        student=LocalStudent() if is_local(config.student.model) else opened.remote(config.student),
+        student=LocalStudent() if is_local(config.student.model) else opened.other(config.student),
     )
 
 
@@ -159,20 +212,23 @@ class _Opened:
         self._config = config
         self._train = train
         self._run = run
-        self._remote: dict[ModelConfig, ChatModel] = {}
+        self._others: dict[ModelConfig, AnyChatModel] = {}
 
-    def writer(self, settings: ModelConfig) -> ChatModel:
-        return self._local_writer if is_local(settings.model) else self.remote(settings)
+    def writer(self, settings: ModelConfig) -> AnyChatModel:
+        return self._local_writer if is_local(settings.model) else self.other(settings)
 
     def embedder(self, settings: EmbedderConfig) -> Embedder:
         if is_local(settings.model):
             return LocalEmbedder(self._fit)
         return _open_embedder(settings, self._config.prices)
 
-    def remote(self, settings: ModelConfig) -> ChatModel:
-        if settings not in self._remote:
-            self._remote[settings] = _open_chat(settings, self._config.prices)
-        return self._remote[settings]
+    def other(self, settings: ModelConfig) -> AnyChatModel:
+        if settings not in self._others:
+            if is_answer_files(settings.model):
+                self._others[settings] = _open_answer_files(settings, self._config.base)
+            else:
+                self._others[settings] = _open_chat(settings, self._config.prices)
+        return self._others[settings]
 
     @cached_property
     def _local_writer(self) -> ChatModel:
@@ -199,7 +255,23 @@ def _open_chat(settings: ModelConfig, prices: Mapping[str, PriceConfig]) -> Chat
     from adapters.openai_compatible import OpenAICompatibleChat  # noqa: PLC0415 - aiohttp only where it is used
 
     hint = _key_hint(address, settings)
-    return OpenAICompatibleChat(address, api_key=key, key_hint=hint, price=price, max_input_tokens=most)
+    level = level_of(settings.model, settings.thinking)
+    return OpenAICompatibleChat(
+        address, thinking=level, api_key=key, key_hint=hint, price=price, max_input_tokens=most
+    )
+
+
+def _open_answer_files(settings: ModelConfig, base: Path) -> AnyChatModel:
+    from adapters.answer_files import AnswerFiles  # noqa: PLC0415 - it shares code with the HTTP adapter
+
+    _check_answer_files(settings)
+    address = parse_answer_files(settings.model)
+    return AnswerFiles(
+        base / address.folder,
+        name=address.name,
+        model=address.model,
+        max_input_tokens=settings.max_input_tokens,
+    )
 
 
 def _open_embedder(settings: EmbedderConfig, prices: Mapping[str, PriceConfig]) -> Embedder:
@@ -223,13 +295,31 @@ def _access(address: RemoteAddress, settings: ModelConfig, key: str | None) -> A
     return Access(url=address.urls[0], vertex=vertex, api_key=key, key_hint=hint)
 
 
+def _check_answer_files(settings: ModelConfig) -> None:
+    """Raise `ConfigError` for an embedder, and for a setting that files have no use for."""
+    if isinstance(settings, EmbedderConfig):
+        raise ConfigError(
+            f"{settings.model}: answer files hold what models write, no vectors; choose local:, openai:NAME "
+            "or gemini:NAME for [embedder]"
+        )
+    for name in _NOT_FOR_FILES:
+        if getattr(settings, name) != ModelConfig.model_fields[name].default:
+            raise ConfigError(f"{settings.model}: takes no `{name}`; whoever answers the files sees to that")
+
+
 def _check_thinking(settings: ModelConfig) -> None:
     """Raise `ConfigError` where a model does not take the setting."""
     if settings.thinking is None:
         return
-    if scheme_of(settings.model) != "gemini":
-        raise ConfigError(f"{settings.model}: takes no `thinking`; that is for gemini: models")
-    check_thinking(_remote(settings.model).name, settings.thinking)
+    match scheme_of(settings.model):
+        case "gemini":
+            check_thinking(_remote(settings.model).name, settings.thinking)
+        case "openai":
+            level_of(settings.model, settings.thinking)
+        case _:
+            raise ConfigError(
+                f"{settings.model}: takes no `thinking`; that is for gemini: and openai: models"
+            )
 
 
 # --- keys and prices --------------------------------------------------------------------------------
@@ -290,7 +380,7 @@ def _price(address: RemoteAddress, prices: Mapping[str, PriceConfig]) -> Price |
 
 
 def _urls(address: str) -> tuple[str, ...]:
-    return () if is_local(address) else _remote(address).urls
+    return _remote(address).urls if scheme_of(address) in _PARSERS else ()
 
 
 def _all_settings(config: Config) -> tuple[ModelConfig, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from engine.types import ChatOutcome, EmbedOutcome, Failure, Request, Usage
 
@@ -45,6 +45,7 @@ class ChatModel(Protocol):
     - It may be called again while an earlier call runs. CPU-bound models do their work off the event loop.
     - An answer to a request with `choices` is one of them verbatim, or text that the caller counts as
       malformed; never a guess.
+    - One that has something to say of its server is `Remarking` too.
     """
 
     @property
@@ -67,6 +68,15 @@ class ChatModel(Protocol):
 
     async def aclose(self) -> None:
         """Release what the model holds. Calling it twice is harmless."""
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """What a `ChatModel` may be besides: one that finds out what its server does not do as it is asked to."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know of the answers so far, a line each; never the text of a row. It grows."""
 
 
 class Embedder(Protocol):
@@ -93,33 +103,78 @@ class Embedder(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Submission(NamedTuple):
+    """What `BatchModel.submit` did.
+
+    `jobs` are those that hold one of the requests now. `asked_before` counts the requests that earlier jobs
+    have left without a usable answer. `to_do` tells the user in an imperative clause what brings the answers.
+    """
+
+    jobs: Sequence[str]
+    asked_before: int
+    to_do: str
+
+
+@runtime_checkable
+class BatchModel(Protocol):
+    """A model that answers hours later: provider jobs, or files that somebody else answers.
+
+    A job is what was handed over at once. All of it outlives the process: another instance with the same
+    settings, in this process or another, goes on with the same jobs.
+
+    - `submit` is durable when it returns, and idempotent: what is answered or under way is not handed over
+      again. What a finished job left without a usable answer is handed over anew.
+    - `poll` and `collect` change nothing; `collect` may be called again, and gives what it gave before for
+      as long as what was answered is there.
+    - `collect` is asked for the outcomes of particular requests, of whatever job: so no one has to hold all
+      of a job's answers. A request without an outcome so far is left out. The retry verdict of a failure is
+      `no` where asking again would be useless: a failure that will not go away, or a request that several
+      jobs in a row have brought no usable answer to.
+    - They never raise for one bad answer. They raise `ModelError` when the model cannot be used at all.
+    """
+
+    @property
+    def name(self) -> str:
+        """Everything that changes answers is in it; it is part of every cache key."""
+
+    @property
+    def max_input_tokens(self) -> int:
+        """How much a stage may put into one request, in (estimated) tokens."""
+
+    @property
+    def price(self) -> Price | None:
+        """What a token costs; None where that is unknown."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know of the answers so far, a line each; never the text of a row."""
+
+    async def submit(self, requests: Sequence[Request]) -> Submission:
+        """Hand over those of the requests (all different) that nobody has answered or is at work on."""
+
+    async def poll(self, job: str) -> Literal["pending", "done", "failed"]:
+        """Whether a job is under way, has brought what it will bring, or is not known (any more)."""
+
+    async def collect(self, requests: Sequence[Request]) -> Mapping[bytes, ChatOutcome]:
+        """What is answered of these requests, by `Request.digest(name)`."""
+
+    async def aclose(self) -> None:
+        """Release what the model holds. Calling it twice is harmless; jobs go on."""
+
+
+AnyChatModel: TypeAlias = ChatModel | BatchModel
+"""A model that writes, whether it answers at once or hours later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """The models of one run, each in its role."""
 
-    teacher: ChatModel
-    synthesizer: ChatModel
-    resolver: ChatModel
+    teacher: AnyChatModel
+    synthesizer: AnyChatModel
+    resolver: AnyChatModel
     embedder: Embedder
-    student: ChatModel
-
-
-class BatchModel(Protocol):
-    """A model that answers hours later: provider jobs, or files that somebody else answers.
-
-    `submit` is idempotent for equal requests; `poll` changes nothing; `collect` returns what is answered so
-    far, by request digest, and may be called again.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    async def submit(self, requests: Sequence[Request]) -> str:
-        """Hand the requests over durably; returns the job's id."""
-
-    async def poll(self, job: str) -> Literal["pending", "done", "failed"]: ...
-
-    async def collect(self, job: str) -> Mapping[bytes, ChatOutcome]: ...
+    student: AnyChatModel
 
 
 class TokenCounter(Protocol):

@@ -13,7 +13,7 @@ from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_classes, print_json, print_scores, say, verdict_line
 from adapters.cli.running import run as run_work
-from adapters.registry import check_model, is_local, open_student, settings_of
+from adapters.registry import check_model, is_local, open_judged, settings_of
 from engine.distillation.evaluation import Evaluation
 from engine.distillation.judging import evaluate
 from engine.distillation.manifest import load_run_config
@@ -50,6 +50,9 @@ def evaluate_command(
     regression. A gain means: the 95% interval of the macro-F1 difference lies above 0 against both zero-
     shot and majority, and chance does not reach it.
 
+    A student whose answers come in files (answer-files:DIR) makes it exit with 75 while requests wait for
+    them.
+
     Example: pld evaluate runs/tweets
     """
     display = Display(quiet=quiet)
@@ -62,7 +65,7 @@ def evaluate_command(
         address = settings.model
         cap = config.run.max_cost_usd if max_cost is None else max_cost
         check_model(settings, config.prices, cap)
-        model = open_student(settings, config.prices)
+        model = open_judged(settings, config.prices, config.base)
         try:
             with logged(run, display) as emit:
                 return await evaluate(

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar, cast
 import typer
 
 from adapters.cli.display import Display
-from engine.errors import InterruptedRunError, PldError
+from engine.errors import AwaitingAnswers, InterruptedRunError, PldError
 from engine.stopping import StopSignal
 from engine.tuning import long_job, new_event_loop
 
@@ -60,7 +60,7 @@ def errors_as_one_line(when_stopped: str) -> Iterator[None]:
     except (InterruptedRunError, asyncio.CancelledError, KeyboardInterrupt):
         _leave(f"stopped; {when_stopped}", InterruptedRunError.exit_code)
     except PldError as exc:
-        if os.environ.get("PLD_DEBUG"):
+        if os.environ.get("PLD_DEBUG") and not isinstance(exc, AwaitingAnswers):  # that is no fault
             raise
         _leave(str(exc), exc.exit_code)
     except Exception as exc:

@@ -11,7 +11,7 @@ from engine.distillation.manifest import load_run_config
 from engine.distillation.session import open_session
 from engine.errors import DataError
 from engine.events import EventSink, Notice, StageFinished, StageStarted, ignore_events
-from engine.ports import ChatModel
+from engine.ports import AnyChatModel
 from engine.prompt import CompiledPrompt
 from engine.stopping import StopSignal
 from engine.store import RunDirectory, load_dataset
@@ -23,7 +23,7 @@ RESULT = "evaluation.json"
 
 async def evaluate(
     run: str | Path,
-    student: ChatModel,
+    student: AnyChatModel,
     *,
     split: SplitName = "test",
     zero_shot: bool = True,

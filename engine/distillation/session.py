@@ -9,11 +9,11 @@ from pathlib import Path
 
 from engine.config import Config, ModelConfig
 from engine.events import EventSink
-from engine.ports import ChatModel, Embedder
-from engine.scheduler import Budget, Lane, Limits, Scheduler
+from engine.ports import AnyChatModel, BatchModel, Embedder
+from engine.scheduler import Budget, ChatLane, Lane, Limits, Scheduler
 from engine.stopping import StopSignal
 from engine.store import ResponseStore, RunDirectory, RunJournal
-from engine.types import Answer, Embedding, EmbedRequest, Request
+from engine.types import Embedding, EmbedRequest
 
 
 @dataclass
@@ -25,16 +25,23 @@ class Session:
     scheduler: Scheduler
     emit: EventSink
     stop: StopSignal
-    _chat: list[tuple[ChatModel, ModelConfig, Lane[Request, Answer]]] = field(default_factory=list)
+    retry_failed: bool = False
+    _chat: list[tuple[AnyChatModel, ModelConfig, ChatLane]] = field(default_factory=list)
 
-    def chat(self, model: ChatModel, settings: ModelConfig) -> Lane[Request, Answer]:
+    def chat(self, model: AnyChatModel, settings: ModelConfig) -> ChatLane:
         """The lane of a model in its role; roles that share a model and its settings share its limits."""
         for known, limits, lane in self._chat:
             if known is model and limits == settings:
                 return lane
-        lane = self.scheduler.chat(model, limits_of(settings))
+        lane = self._lane(model, settings)
         self._chat.append((model, settings, lane))
         return lane
+
+    def _lane(self, model: AnyChatModel, settings: ModelConfig) -> ChatLane:
+        # the one place that knows of two kinds of model
+        if isinstance(model, BatchModel):
+            return self.scheduler.batch(model, retry_failed=self.retry_failed)
+        return self.scheduler.chat(model, limits_of(settings))
 
     def embed(self, embedder: Embedder, settings: ModelConfig) -> Lane[EmbedRequest, Embedding]:
         """The lane of the embedder."""
@@ -87,12 +94,12 @@ async def open_session(
             seed=config.run.seed,
         )
         stop.on_request(scheduler.request_stop)
-        yield Session(run, config, scheduler, emit, stop)
+        yield Session(run, config, scheduler, emit, stop, retry_failed)
     finally:
         store.close()
 
 
-async def close_all(models: Sequence[ChatModel | Embedder]) -> None:
+async def close_all(models: Sequence[AnyChatModel | Embedder]) -> None:
     """Close each model once, also where roles share one."""
     closed: list[object] = []
     for model in models:

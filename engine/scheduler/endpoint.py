@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from engine.ports import FREE, ChatModel, Embedder, Price
+from engine.ports import FREE, ChatModel, Embedder, Price, Remarking
 from engine.scheduler.codec import decode_answer, decode_embedding, encode_answer, encode_embedding
 from engine.tokens import billed_texts, estimate_tokens, input_tokens, most_tokens
 from engine.types import Answer, AttemptFailure, Embedding, EmbedRequest, Request, Usage
@@ -55,6 +55,11 @@ class Endpoint(ABC, Generic[QuestionT, ReplyT]):
         self.max_input_tokens = max_input_tokens
         self.price = FREE if price is None else price
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the model has to say of its answers so far."""
+        return ()
+
     @abstractmethod
     def encode(self, answer: ReplyT) -> bytes: ...
 
@@ -96,6 +101,12 @@ class ChatEndpoint(Endpoint[Request, Answer]):
             price=model.price,
             max_input_tokens=model.max_input_tokens,
         )
+        self._remarking = model if isinstance(model, Remarking) else None
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """See `engine.ports.Remarking`."""
+        return () if self._remarking is None else self._remarking.remarks
 
     def encode(self, answer: Answer) -> bytes:
         return encode_answer(answer)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from engine.errors import BudgetError
-from engine.events import EventSink, ignore_events
-from engine.ports import ChatModel, Clock, Embedder, Journal, Price
+from engine.events import EventSink, Notice, ignore_events
+from engine.ports import FREE, BatchModel, ChatModel, Clock, Embedder, Journal, Price
+from engine.scheduler.batch import BatchLane
 from engine.scheduler.budget import Budget
 from engine.scheduler.clock import SystemClock
 from engine.scheduler.endpoint import ChatEndpoint, EmbedEndpoint
@@ -16,10 +17,24 @@ from engine.scheduler.job import Job
 from engine.scheduler.lane import Lane
 from engine.scheduler.limits import Limits
 from engine.scheduler.retry import RetryPolicy
-from engine.scheduler.stream import Stream
 from engine.scheduler.totals import Totals
 from engine.scheduler.vitals import Heartbeat
 from engine.types import Answer, Embedding, EmbedRequest, Request
+
+
+class Pass(Protocol):
+    """A stream of any kind of lane, as far as the scheduler sees it."""
+
+    stage: str
+    totals: Totals
+
+    @property
+    def attempts(self) -> int:
+        """How often the lane has asked its model so far."""
+
+    def stop(self) -> None: ...
+
+    def progress(self) -> None: ...
 
 
 class Scheduler:
@@ -54,8 +69,9 @@ class Scheduler:
         self.stopping = False
         self.jobs: dict[bytes, Job[Any, Any]] = {}  # every request under way, by its key (C3)
         self.heartbeat = Heartbeat(self._beat)
-        self._streams: set[Stream[Any, Any]] = set()
+        self._streams: set[Pass] = set()
         self._seen = 0
+        self._told: set[str] = set()
         self._stages: dict[str, Totals] = {}
 
     def chat(self, model: ChatModel, limits: Limits = Limits()) -> Lane[Request, Answer]:  # noqa: B008 - frozen
@@ -67,6 +83,20 @@ class Scheduler:
         """A lane to `embedder`, under the same rules."""
         self._check_price(embedder.name, embedder.price)
         return Lane(self, EmbedEndpoint(embedder), limits)
+
+    def batch(self, model: BatchModel, *, retry_failed: bool = False) -> BatchLane:
+        """A lane to a model that answers hours later; `retry_failed` hands over again what it has given up.
+
+        Raises `BudgetError` under a cap on cost for a model that bills: its jobs outlive the run that they
+        would be counted in.
+        """
+        self._check_price(model.name, model.price)
+        if self.budget is not None and model.price != FREE:
+            raise BudgetError(
+                f"{model.name}: the cap of ${self.budget.max_cost_usd:g} cannot be kept over batch jobs; run "
+                "without a cap"
+            )
+        return BatchLane(self, model, retry_failed=retry_failed)
 
     def request_stop(self) -> None:
         """Send nothing more; what is in flight finishes and is kept, and streams raise `InterruptedRunError`.
@@ -95,12 +125,19 @@ class Scheduler:
             totals.add(stage)
         return totals
 
-    def opened(self, stream: Stream[Any, Any]) -> None:
+    def tell(self, remarks: Iterable[str]) -> None:
+        """Hand on what a model has to say, each line once."""
+        for remark in remarks:
+            if remark not in self._told:
+                self._told.add(remark)
+                self.emit(Notice(remark, warning=True))
+
+    def opened(self, stream: Pass) -> None:
         """A stream has begun."""
         self._streams.add(stream)
         self.heartbeat.start()
 
-    def closed(self, stream: Stream[Any, Any]) -> None:
+    def closed(self, stream: Pass) -> None:
         """A stream has ended; its totals are final."""
         if stream in self._streams:
             self._streams.remove(stream)
@@ -112,7 +149,7 @@ class Scheduler:
         """Tell how far everything is; whether anything has happened since the last time."""
         for stream in self._streams:
             stream.progress()
-        seen = sum(stream.totals.done + stream.lane.attempts for stream in self._streams)
+        seen = sum(stream.totals.done + stream.attempts for stream in self._streams)
         alive, self._seen = seen != self._seen, seen
         return alive
 

@@ -86,6 +86,11 @@ class Stream(Generic[QuestionT, ReplyT]):
 
     # --- for the scheduler ---------------------------------------------------------------------------
 
+    @property
+    def attempts(self) -> int:
+        """How often the lane has asked its model so far."""
+        return self.lane.attempts
+
     async def run(self) -> None:
         """Work until every request is answered; what goes wrong is raised to the consumer."""
         self.scheduler.opened(self)
@@ -145,7 +150,8 @@ class Stream(Generic[QuestionT, ReplyT]):
                 stream.dispatcher.wake.set()
 
     def progress(self) -> None:
-        """Tell the listener how far it is."""
+        """Tell the listener how far it is, and what the model has to say."""
+        self.scheduler.tell(self.lane.model.remarks)
         t = self.totals
         self.scheduler.emit(
             StageProgress(

@@ -51,13 +51,24 @@ from engine.types import (
     Usage,
     rate_limited,
 )
+from tests.adapters.gemini_server import (
+    KEY,
+    PER_DAY,
+    PER_MINUTE,
+    ROW,
+    USAGE,
+    Server,
+    delay,
+    generated,
+    problem,
+    quota,
+    reason,
+)
 from tests.adapters.responding import Asked, http, responding
 from tests.contracts.chat_model import ChatModelContract
 from tests.contracts.embedder import EmbedderContract
 from tests.support.served import compiles_to_the_same_prompt
 
-KEY = "AIza-planted-2718281828"
-ROW = "unmentionable-row-text-here"
 REFUSED = Behaviour(permanent_status=400, permanent_marker=ROW)
 NOWHERE = "http://127.0.0.1:1"
 MODEL = "gemini-2.5-flash"
@@ -82,42 +93,6 @@ def ask(text: str = ROW, **fields: Any) -> Request:
 
 def run(check: Coroutine[Any, Any, None]) -> None:
     asyncio.run(check)
-
-
-TOLD = {"promptTokenCount": 12, "candidatesTokenCount": 3, "totalTokenCount": 15}
-USAGE = Usage(12, 3, 0, 0)
-
-
-def generated(
-    text: object = "spam", finish: object = "STOP", usage: object = None, **candidate: object
-) -> dict[str, Any]:
-    """A response of generateContent."""
-    parts = [] if text is None else [{"text": text}]
-    one = {"content": {"parts": parts, "role": "model"}, "finishReason": finish, "index": 0, **candidate}
-    return {"candidates": [one], "usageMetadata": TOLD if usage is None else usage, "modelVersion": "m"}
-
-
-def problem(code: int, status: str = "", *details: Mapping[str, Any]) -> dict[str, Any]:
-    """An error of Google's, whose message quotes the row and the key, as messages do."""
-    named = [{**detail, "@type": f"type.googleapis.com/google.rpc.{detail['@type']}"} for detail in details]
-    return {"error": {"code": code, "message": f"bad: {ROW} {KEY}", "status": status, "details": named}}
-
-
-def reason(word: str) -> dict[str, Any]:
-    return {"@type": "ErrorInfo", "reason": word, "domain": "googleapis.com"}
-
-
-def quota(*ids: str) -> dict[str, Any]:
-    metric = "generativelanguage.googleapis.com/generate_content_requests"
-    return {"@type": "QuotaFailure", "violations": [{"quotaMetric": metric, "quotaId": one} for one in ids]}
-
-
-def delay(after: object) -> dict[str, Any]:
-    return {"@type": "RetryInfo", "retryDelay": after}
-
-
-PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
-PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
 
 
 async def outcome_of(
@@ -154,9 +129,8 @@ async def body_of(request: Request, model: str = MODEL, **options: Any) -> dict[
 class TestChat(ChatModelContract):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[ChatModel]:
-        behaviour = REFUSED.changed({"echo": "digest", "thinking_tokens": 3, "cached_tokens": 256})
-        async with serving(behaviour) as server:
-            model = chat(server.url)
+        async with responding(Server(bad=ROW)) as server:
+            model = chat(server.base)
             yield model
             await model.aclose()
 
@@ -598,118 +572,11 @@ def refused(status: int, kind: str, word: str = "", after_s: float | None = None
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        (http(429, problem(429, EXHAUSTED, delay("7s"))), refused(429, "rate_limited", EXHAUSTED, 7.0)),
-        (http(429, problem(429, EXHAUSTED, quota(PER_MINUTE))), refused(429, "rate_limited", EXHAUSTED)),
-        (http(429, b"", {"Retry-After": "3"}), refused(429, "rate_limited", "", 3.0)),
-        (http(429, b"", {"Content-Type": "text/html"}), refused(429, "rate_limited")),
-        (
-            http(429, problem(429, EXHAUSTED, delay("7s")), {"Retry-After": "3"}),
-            refused(429, "rate_limited", EXHAUSTED, 7.0),
-        ),
-        (http(503, problem(503, "UNAVAILABLE")), refused(503, "rate_limited", "UNAVAILABLE")),
-        (http(500, problem(500, "INTERNAL")), refused(500, "transient", "INTERNAL")),
-        (http(502, b"<html>", {"Content-Type": "text/html"}), refused(502, "transient")),
-        (http(504, problem(504, "DEADLINE_EXCEEDED")), refused(504, "transient", "DEADLINE_EXCEEDED")),
-        (http(408, problem(408)), refused(408, "transient")),
-        (http(400, problem(400, "INVALID_ARGUMENT")), refused(400, "no", "INVALID_ARGUMENT")),
-        (
-            http(
-                400,
-                problem(
-                    400,
-                    "INVALID_ARGUMENT",
-                    {"@type": "BadRequest", "fieldViolations": [{"field": "contents"}]},
-                ),
-            ),
-            refused(400, "no", "INVALID_ARGUMENT: contents"),
-        ),
-        (
-            http(400, problem(400, "INVALID_ARGUMENT", reason("API_KEY_INVALID"))),
-            refused(400, "doubtful", "API_KEY_INVALID"),
-        ),
-        (http(400, problem(400, "FAILED_PRECONDITION")), refused(400, "doubtful", "FAILED_PRECONDITION")),
-        (http(401, problem(401, "UNAUTHENTICATED")), refused(401, "doubtful", "UNAUTHENTICATED")),
-        (http(403, problem(403, "PERMISSION_DENIED")), refused(403, "doubtful", "PERMISSION_DENIED")),
-        (http(404, problem(404, "NOT_FOUND")), refused(404, "doubtful", "NOT_FOUND")),
-        (http(413, b""), refused(413, "doubtful")),
-        (http(302, b"", {"Location": "http://127.0.0.1:1/"}), refused(302, "doubtful")),
-    ],
-)
-def test_refusals_of_a_model_that_has_answered(response: bytes, expected: AttemptFailure) -> None:
-    async def check() -> None:
-        assert await outcome_of(response) == expected
-
-    run(check())
-
-
-@pytest.mark.parametrize(
-    ("response", "words"),
-    [
-        (http(400, problem(400, "INVALID_ARGUMENT", reason("API_KEY_INVALID"))),
-         r"HTTP 400 \(API_KEY_INVALID\): it does not accept the key; check the environment variable X$"),
-        (http(401, problem(401, "UNAUTHENTICATED")),
-         r"HTTP 401 \(UNAUTHENTICATED\): it does not accept the key"),
-        (http(403, problem(403, "PERMISSION_DENIED", reason("SERVICE_DISABLED"))),
-         r"HTTP 403 \(SERVICE_DISABLED\): it does not accept the key"),
-        (http(404, problem(404, "NOT_FOUND")), r"HTTP 404 \(NOT_FOUND\): there is no such model"),
-        (http(400, problem(400, "FAILED_PRECONDITION")), "it is not available to this account"),
-        (http(302, b"", {"Location": "http://127.0.0.1:1/"}), "answers HTTP 302, no data: check the address"),
-        (http(200, b" <html>"), "answers with a web page: check the address"),
-    ],
-)  # fmt: skip
-def test_what_makes_a_model_unusable(response: bytes, words: str) -> None:
-    async def check() -> None:
-        with pytest.raises(ModelError, match=words) as caught:
-            await outcome_of(response, proven=False)
-        assert str(caught.value).startswith(f"gemini:{MODEL}: http://127.0.0.1:")
-
-    run(check())
-
-
-@pytest.mark.parametrize("proven", [False, True])
-@pytest.mark.parametrize(
-    ("response", "words"),
-    [
-        (http(429, problem(429, EXHAUSTED, quota(PER_MINUTE, PER_DAY), delay("9s"))),
-         "the quota of the day is used up; run the same command again tomorrow"),
-        (http(402, b""), "the account has nothing left to spend"),
-    ],
-)  # fmt: skip
-def test_what_ends_a_run_at_any_time(response: bytes, words: str, proven: bool) -> None:
-    async def check() -> None:
-        with pytest.raises(ModelError, match=words):
-            await outcome_of(response, proven=proven)
-
-    run(check())
-
-
 def test_a_redirect_does_not_take_the_key_along() -> None:
     async def check() -> None:
         async with responding(http(200, generated())) as elsewhere:
             await outcome_of(http(307, b"", {"Location": f"{elsewhere.base}/x"}))
             assert elsewhere.asked == []
-
-    run(check())
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        (None, AttemptFailure(
-            "disconnected", "the connection ended before the response began", TRANSIENT, unknown_bill=True
-        )),
-        (http(200, b'{"candidates"')[:-3], AttemptFailure(
-            "disconnected", "the connection ended before the response did", TRANSIENT, unknown_bill=True
-        )),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("proven", [False, True])
-def test_connections_that_end(response: bytes | None, expected: AttemptFailure, proven: bool) -> None:
-    async def check() -> None:
-        assert await outcome_of(response, proven=proven) == expected
 
     run(check())
 

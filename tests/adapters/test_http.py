@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import time
 from collections.abc import Coroutine
 from email.utils import formatdate
 from typing import Any
@@ -13,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import http
-from adapters.http import HttpClient, Reply, retry_after_s
+from adapters.http import HttpClient, Reply
+from adapters.waiting import reset_after_s, retry_after_s
 from engine.errors import ModelError
 from engine.types import DOUBTFUL, TRANSIENT, AttemptFailure, Retry, rate_limited
 from tests.adapters.responding import Asked, responding
@@ -318,6 +321,43 @@ def test_servers_that_all_refuse_are_an_error_only_while_none_has_answered() -> 
     run(check())
 
 
+def test_a_server_is_taken_again_as_soon_as_it_has_less_to_do() -> None:
+    async def check() -> None:
+        async with responding(GOOD) as one, responding(GOOD) as two, responding(GOOD) as three:
+            to = client(one.base, two.base, three.base)
+            hanging = to._servers[0]
+            hanging.in_flight += 1  # a request that takes long
+            for _ in range(6):
+                await reply_of(to)
+            assert [len(server.asked) for server in (one, two, three)] == [0, 3, 3]
+            hanging.in_flight -= 1
+            await reply_of(to)
+            assert len(one.asked) == 1, "of those with as little to do, the one that had least"
+            await to.aclose()
+
+    run(check())
+
+
+@pytest.mark.parametrize(("idle_s", "connections"), [(3.9, 1), (4.1, 2)])
+def test_an_idle_connection_is_let_go_before_the_server_closes_it(
+    idle_s: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn closes one that was idle for 5 s; to take it up just then would lose a request."""
+
+    async def check() -> None:
+        async with responding(GOOD) as server:
+            to = client(server.base)
+            await reply_of(to)
+            later = time.monotonic() + idle_s
+            with monkeypatch.context() as patch:
+                patch.setattr("aiohttp.connector.monotonic", lambda: later)
+                await reply_of(to)
+            assert server.connections == connections
+            await to.aclose()
+
+    run(check())
+
+
 # --- statuses -------------------------------------------------------------------------------------
 
 UNUSABLE = [
@@ -437,14 +477,105 @@ def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float 
     assert retry_after_s(headers) == seconds
 
 
+LIMITS = ("requests", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("120ms", 0.12),
+        ("1s", 1.0),
+        ("6m0s", 360.0),
+        ("1h2m3.5s", 3723.5),
+        ("2d", 172_800.0),
+        ("0s", 0.0),
+        ("59.7", 59.7),
+        ("30", 30.0),
+        ("", None),
+        ("soon", None),
+        ("-3s", None),
+        ("6m 0s", None),
+        ("1x", None),
+        ("nan", None),
+        ("inf", None),
+        ("\u0663s", None),
+        ("1767225600", None),  # a moment in time
+        ("2026-01-01T00:00:00Z", None),
+    ],
+)
+def test_when_a_limit_is_whole_again(told: str, seconds: float | None) -> None:
+    assert reset_after_s({"x-ratelimit-reset-tokens": told}) == (
+        None if seconds is None else pytest.approx(seconds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "of", "seconds"),
+    [
+        ((None, None), (None, None), 300.0),  # nobody says which: never too short
+        (("0", "5"), (None, None), 300.0),
+        (("5", "0"), (None, None), 1.0),
+        (("0", "0"), (None, None), 300.0),
+        (("-2", "5"), (None, None), 300.0),
+        (("5", "5"), (None, None), 300.0),
+        (("5", "200"), ("5", "20000"), 1.0),  # 200 tokens are left, and a request wants more
+        (("1", "19000"), ("500", "20000"), 300.0),
+        (("5", "200"), ("5", None), 300.0),
+        ((None, "200"), (None, "20000"), 300.0),
+        (("some", "none"), ("5", "x"), 300.0),
+        (("1", "1"), ("0", "nan"), 300.0),
+    ],
+)
+def test_the_limit_that_is_used_up_says_when(
+    left: tuple[str | None, str | None], of: tuple[str | None, str | None], seconds: float
+) -> None:
+    headers = {"x-ratelimit-reset-requests": "5m", "x-ratelimit-reset-tokens": "1s"}
+    for kind, remaining, limit in zip(LIMITS, left, of, strict=True):
+        headers |= {} if remaining is None else {f"x-ratelimit-remaining-{kind}": remaining}
+        headers |= {} if limit is None else {f"x-ratelimit-limit-{kind}": limit}
+    assert reset_after_s(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "retry"),
+    [
+        (429, {"x-ratelimit-reset-requests": "90s"}, rate_limited(90.0)),
+        (429, {"x-ratelimit-reset-requests": "90s", "Retry-After": "2"}, rate_limited(2.0)),
+        (429, {"x-ratelimit-reset-requests": "90s", "retry-after-ms": "20"}, rate_limited(0.02)),
+        # it tells how the limits stand, which is not why it is overloaded
+        (503, {"x-ratelimit-reset-requests": "90s"}, rate_limited()),
+        (500, {"x-ratelimit-reset-requests": "90s"}, TRANSIENT),
+    ],
+)
+def test_a_reset_counts_where_a_limit_refuses_and_no_delay_is_told(
+    status: int, headers: dict[str, str], retry: Retry
+) -> None:
+    async def check() -> None:
+        async with responding(response(status, b"", headers)) as server:
+            to = client(server.base)
+            assert to.refusal(await reply_of(to)).retry == retry
+            await to.aclose()
+
+    run(check())
+
+
+HEADERS = ["Retry-After", "retry-after-ms", "Date"] + [
+    f"x-ratelimit-{what}-{kind}" for what in ("reset", "remaining", "limit") for kind in LIMITS
+]
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(["Retry-After", "retry-after-ms", "Date"]), st.text() | st.dates().map(str)
+        st.sampled_from(HEADERS),
+        st.text()
+        | st.dates().map(str)
+        | st.from_regex(r"\A[0-9.]{1,30}(ms|[dhms])?\Z")
+        | st.floats().map(str),
     ),
 )
 def test_no_header_breaks_it(headers: dict[str, str]) -> None:
-    seconds = retry_after_s(headers)
-    assert seconds is None or seconds >= 0
+    for seconds in (retry_after_s(headers), reset_after_s(headers)):
+        assert seconds is None or 0 <= seconds < math.inf
 
 
 # --- the key --------------------------------------------------------------------------------------

@@ -21,15 +21,13 @@ from hypothesis import strategies as st
 from adapters import openai_compatible
 from adapters.addresses import OPENAI_URL, RemoteAddress
 from adapters.openai_compatible import OpenAICompatibleChat, OpenAICompatibleEmbedder
-from adapters.openai_wire import read_choice, takes_strict
+from adapters.openai_wire import message_json, read_chat, read_choice, takes_strict
 from bench.fake_server import Behaviour, serving
 from engine.distillation.answers import ExtractionAnswer, ResolutionAnswer, schema_of
 from engine.errors import ModelError
-from engine.ports import ChatModel, Embedder, Price
+from engine.ports import FREE, ChatModel, Embedder, Price
 from engine.types import (
     DOUBTFUL,
-    NO_RETRY,
-    TRANSIENT,
     Answer,
     AnswerSchema,
     AttemptFailure,
@@ -39,17 +37,15 @@ from engine.types import (
     FinishReason,
     Message,
     Request,
-    Retry,
     Usage,
     rate_limited,
 )
+from tests.adapters.openai_server import KEY, ROW, Server, completion, error, listed
 from tests.adapters.responding import Asked, http, responding
 from tests.contracts.chat_model import ChatModelContract
 from tests.contracts.embedder import EmbedderContract
 from tests.support.served import compiles_to_the_same_prompt
 
-KEY = "sk-planted-2718281828"
-ROW = "unmentionable-row-text-here"
 REFUSED = Behaviour(permanent_status=400, permanent_marker=ROW)
 
 
@@ -68,24 +64,6 @@ def ask(text: str = ROW, **fields: Any) -> Request:
 
 def run(check: Coroutine[Any, Any, None]) -> None:
     asyncio.run(check)
-
-
-def completion(
-    content: object = "spam", finish: object = "stop", usage: object = None, **message: object
-) -> dict[str, Any]:
-    """A chat completion."""
-    usage = usage or {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": content, **message},
-        "finish_reason": finish,
-    }
-    return {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
-
-
-def error(code: object = None, kind: object = None, param: object = None) -> dict[str, Any]:
-    """An error of OpenAI's, whose message quotes the row, as messages do."""
-    return {"error": {"message": f"bad: {ROW} {KEY}", "type": kind, "param": param, "code": code}}
 
 
 async def outcome_of(
@@ -120,9 +98,8 @@ async def body_of(request: Request, model: OpenAICompatibleChat | None = None) -
 class TestChat(ChatModelContract):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[ChatModel]:
-        behaviour = REFUSED.changed({"echo": "digest", "thinking_tokens": 3, "cached_tokens": 256})
-        async with serving(behaviour) as server:
-            model = chat(f"{server.url}/v1")
+        async with responding(Server(bad=ROW)) as server:
+            model = chat(server.base)
             yield model
             await model.aclose()
 
@@ -223,16 +200,12 @@ def test_a_schema_is_a_response_format() -> None:
 
 def test_choices_at_openai_are_a_schema_that_is_unpacked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
-        answers = iter(['{"label":"spam"}', "spam", '{"label": 3}', '{"label":"sp'])
-        async with responding(lambda asked: http(200, completion(next(answers)))) as server:
+        answers = iter(['{"label":"spam"}', "spam", '{"label":"sp'])
+        ends = iter(["stop", "stop", "length"])
+        async with responding(lambda asked: http(200, completion(next(answers), next(ends)))) as server:
             model = chat(server.base)
-            got = [(await model.complete([ask(choices=("spam", "none"))]))[0] for _ in range(4)]
-            assert [one.text for one in got if isinstance(one, Answer)] == [
-                "spam",
-                "spam",
-                '{"label": 3}',
-                '{"label":"sp',
-            ]
+            got = [(await model.complete([ask(choices=("spam", "none"))]))[0] for _ in range(3)]
+            assert [one.text for one in got if isinstance(one, Answer)] == ["spam", "spam", '{"label":"sp']
             await model.aclose()
         body = server.asked[0].json
         assert body["response_format"]["json_schema"]["strict"] is True
@@ -245,26 +218,83 @@ def test_choices_at_openai_are_a_schema_that_is_unpacked_again(monkeypatch: pyte
     run(check())
 
 
-def test_a_model_that_takes_no_temperature_is_sent_none() -> None:
-    refusing = http(400, error("unsupported_value", "invalid_request_error", "temperature"))
-
-    def script(asked: Asked) -> bytes:
-        return refusing if "temperature" in asked.json else http(200, completion())
-
+def test_the_probabilities_of_labels_are_asked_for_and_told() -> None:
     async def check() -> None:
+        script = Server()
         async with responding(script) as server:
             model = chat(server.base)
-            # all that were under way get another try
-            outcomes = await asyncio.gather(*(model.complete([ask()]) for _ in range(3)))
-            failures = [one for (one,) in outcomes if isinstance(one, AttemptFailure)]
-            assert failures
-            assert all(one.retry == TRANSIENT for one in failures)
-            (again,) = await model.complete([ask(temperature=0.5, index=2)])
-            assert isinstance(again, Answer)
-            assert server.asked[-1].json["seed"] == 2
+            (answer,) = await model.complete([ask(choices=("a", "b", "c"))])
+            await model.complete([ask()])
             await model.aclose()
+        assert (script.asked[0]["logprobs"], script.asked[0]["top_logprobs"]) == (True, 20)
+        assert "logprobs" not in script.asked[1], "nobody needs them without choices"
+        assert isinstance(answer, Answer)
+        assert answer.label_logprobs is not None
+        told = {label: math.exp(value) for label, value in answer.label_logprobs.items()}
+        rest = dict.fromkeys(set("abc") - {answer.text}, 0.125)
+        assert told == pytest.approx({answer.text: 0.75, **rest})
 
     run(check())
+
+
+def test_an_answer_that_is_cut_or_no_label_tells_no_probabilities() -> None:
+    shares = listed({"a": 0.75, "b": 0.25}, "a")
+    for text, finish in (("a", "length"), ("x", "stop")):
+        document = completion(text, finish)
+        document["choices"][0]["logprobs"] = shares
+        outcome = read_chat(ask(choices=("a", "b")), document)
+        assert isinstance(outcome, Answer)
+        assert outcome.label_logprobs is None
+
+
+@pytest.mark.parametrize("odd", [None, 3, {}, {"content": None}, {"content": [{"token": 3}]}])
+def test_probabilities_that_are_none_spoil_no_answer(odd: object) -> None:
+    document = completion("a")
+    document["choices"][0]["logprobs"] = odd
+    assert read_chat(ask(choices=("a", "b")), document) == Answer("a", TOLD)
+
+
+# --- chat: thinking -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "room"),
+    [
+        ("m", None, 0),
+        ("m", "low", 4096),
+        ("Qwen/Qwen3-8B", "high", 24_576),
+        ("o3-mini", None, 8192),
+        ("openai/gpt-5-nano", None, 8192),
+        ("openai/gpt-oss-20b", None, 8192),
+        ("gpt-5", "minimal", 1024),
+        ("gpt-5-chat-latest", None, 0),
+        ("gpt-5.1", None, 0),
+        ("gpt-4.1-mini", None, 0),
+        ("o3d", None, 0),
+    ],
+)
+def test_thinking_has_room_beside_the_answer(name: str, thinking: Any, room: int) -> None:
+    async def check() -> None:
+        script = Server()
+        async with responding(script) as server:
+            address = RemoteAddress(name, (server.base,))
+            model = OpenAICompatibleChat(address, thinking=thinking, price=Price(1, 2))
+            await model.complete([ask(choices=("a", "b"))])
+            await model.aclose()
+        (body,) = script.asked
+        assert body["max_completion_tokens"] == 64 + room
+        assert body.get("reasoning_effort") == thinking
+        assert ("logprobs" in body) is (room == 0), "each token of a thought would come with 20 others"
+        assert model.price == Price(1, 2, thinking_tokens=room)
+        assert model.name.endswith(f"#thinking={thinking}") is (thinking is not None)
+
+    run(check())
+
+
+def test_thinking_costs_nothing_where_nobody_is_billed() -> None:
+    address = RemoteAddress("m", ("http://a:1/v1",))
+    assert OpenAICompatibleChat(address, thinking="low", price=FREE).price == FREE
+    assert OpenAICompatibleChat(address, thinking="low").price is None
 
 
 @given(st.lists(st.text(st.characters(), max_size=50), min_size=1, max_size=3))
@@ -272,13 +302,13 @@ def test_a_model_that_takes_no_temperature_is_sent_none() -> None:
 def test_any_text_gives_valid_json(texts: list[str]) -> None:
     model = chat("http://127.0.0.1:1/v1")
     messages = tuple(Message("user", text) for text in texts)
-    head, tail = model._frame_of(messages[:-1], 9, None, ("a\ud800", "b"), (0.0, None))
-    body = json.loads(head + openai_compatible._message(messages[-1]) + tail)
+    head, tail = model._frame_of(messages[:-1], 9, None, ("a\ud800", "b"), (0.0, None, model._dialect.form))
+    body = json.loads(head + message_json(messages[-1]) + tail)
     mended = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
     assert [message["content"] for message in body["messages"]] == mended
     assert body["structured_outputs"] == {"choice": ["a\ufffd", "b"]}
     # and no strict reader stumbles over it
-    assert orjson.loads(head + openai_compatible._message(messages[-1]) + tail) == body
+    assert orjson.loads(head + message_json(messages[-1]) + tail) == body
 
 
 def test_the_long_prefix_is_encoded_once() -> None:
@@ -287,7 +317,7 @@ def test_the_long_prefix_is_encoded_once() -> None:
         system = Message("system", "long " * 1000)
         for row in range(100):
             request = Request(f"r{row}", (system, Message("user", f"row {row}")), 9, choices=("a", "b"))
-            model._frame(request.messages[:-1], 9, None, request.choices, (0.0, None))
+            model._frame(request.messages[:-1], 9, None, request.choices, (0.0, None, model._dialect.form))
         assert model._frame.cache_info().misses == 1
 
     run(check())
@@ -436,99 +466,7 @@ def test_usage_that_is_not_told_is_estimated(usage: object) -> None:
     run(check())
 
 
-# --- chat: errors ---------------------------------------------------------------------------------------
-
-INVALID = "invalid_request_error"
-
-
-@pytest.mark.parametrize("proven", [False, True])
-@pytest.mark.parametrize(
-    ("status", "document", "expected"),
-    [
-        # about this request: it would fail again
-        (400, error("context_length_exceeded", INVALID, "messages"),
-         AttemptFailure("too_long", "HTTP 400 (context_length_exceeded)", NO_RETRY)),
-        (400, error(400, "BadRequestError", "input_tokens"),
-         AttemptFailure("too_long", "HTTP 400 (input_tokens)", NO_RETRY)),
-        (400, {"object": "error", **error(400, "BadRequestError", "input_tokens")["error"]},
-         AttemptFailure("too_long", "HTTP 400 (input_tokens)", NO_RETRY)),
-        (400, error("content_filter", None, "prompt"),
-         AttemptFailure("blocked", "HTTP 400 (content_filter)", NO_RETRY)),
-        (400, error("content_policy_violation", INVALID),
-         AttemptFailure("blocked", "HTTP 400 (content_policy_violation)", NO_RETRY)),
-        (400, error(None, INVALID, "messages"), AttemptFailure("refused", "HTTP 400 (messages)", NO_RETRY)),
-        (422, error("bad", INVALID), AttemptFailure("refused", "HTTP 422 (bad)", NO_RETRY)),
-        # it looks like that, but nothing structured says so
-        (400, error(), AttemptFailure("http_400", "HTTP 400", DOUBTFUL)),
-        (400, {"detail": ROW}, AttemptFailure("http_400", "HTTP 400", DOUBTFUL)),
-        (400, {"error": ROW}, AttemptFailure("http_400", "HTTP 400", DOUBTFUL)),
-        (413, b"<html>too large</html>", AttemptFailure("http_413", "HTTP 413", DOUBTFUL)),
-        # about the server
-        (429, error("rate_limit_exceeded", "tokens"),
-         AttemptFailure("rate_limited", "HTTP 429 (rate_limit_exceeded)", rate_limited())),
-        (503, b"busy", AttemptFailure("rate_limited", "HTTP 503", rate_limited())),
-        (500, error(None, "server_error"), AttemptFailure("http_500", "HTTP 500 (server_error)", TRANSIENT)),
-        # a gateway hands on the error of its provider
-        (200, error(429), AttemptFailure("rate_limited", "HTTP 429", rate_limited())),
-        (200, error(502, "upstream"), AttemptFailure("http_502", "HTTP 502 (upstream)", TRANSIENT)),
-        (200, error("context_length_exceeded"),
-         AttemptFailure("too_long", "HTTP 400 (context_length_exceeded)", NO_RETRY)),
-        (200, error("odd"), AttemptFailure("http_400", "HTTP 400 (odd)", DOUBTFUL)),
-        # text in place of a code is not repeated
-        (400, error(ROW, KEY, "two words"), AttemptFailure("http_400", "HTTP 400", DOUBTFUL)),
-    ],
-)  # fmt: skip
-def test_errors(status: int, document: Any, expected: AttemptFailure, proven: bool) -> None:
-    async def check() -> None:
-        outcome = await outcome_of(http(status, document), proven=proven)
-        assert isinstance(outcome, AttemptFailure)
-        assert (outcome.reason, outcome.detail) == (expected.reason, expected.detail)
-        assert outcome.retry == Retry(expected.retry.kind, expected.retry.after_s)
-
-    run(check())
-
-
-@pytest.mark.parametrize(
-    ("status", "document", "words"),
-    [
-        (
-            401,
-            error("invalid_api_key", INVALID),
-            r"HTTP 401 \(invalid_api_key\): it does not accept the key; name",
-        ),
-        (403, b"", "HTTP 403: it does not accept the key; name the environment variable"),
-        (404, error(404, "NotFoundError", "model"), r"HTTP 404 \(model\): there is no such model"),
-        (404, error("model_not_found", INVALID), "there is no such model or no such path"),
-        (403, error("model_not_found", INVALID), "there is no such model or no such path"),
-        (400, error("model_not_found", INVALID), "there is no such model or no such path"),
-        (200, b"<html>welcome</html>", "answers with a web page"),
-        (307, b"", "HTTP 307, no data: write the address of the API itself"),
-    ],
-)
-def test_what_makes_a_model_unusable(status: int, document: Any, words: str) -> None:
-    async def check() -> None:
-        with pytest.raises(ModelError, match=words) as caught:
-            await outcome_of(http(status, document), proven=False)
-        assert ROW not in str(caught.value)
-        later = await outcome_of(http(status, document))
-        assert isinstance(later, AttemptFailure)
-        assert later.retry == DOUBTFUL
-
-    run(check())
-
-
-@pytest.mark.parametrize("proven", [False, True])
-@pytest.mark.parametrize(
-    "document", [error("insufficient_quota", "insufficient_quota"), error(None, "insufficient_quota")]
-)
-def test_an_account_without_quota_is_no_rate_limit(document: dict[str, Any], proven: bool) -> None:
-    async def check() -> None:
-        with pytest.raises(
-            ModelError, match=r"^openai:m: the account has no quota left \(insufficient_quota\)"
-        ):
-            await outcome_of(http(429, document), proven=proven)
-
-    run(check())
+# --- chat: a server with faults --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

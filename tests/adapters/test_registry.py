@@ -334,18 +334,34 @@ def test_vertex_finds_its_own_credentials(variable: str, monkeypatch: pytest.Mon
 # --- thinking -------------------------------------------------------------------------------------
 
 
-def test_thinking_is_for_gemini_models(tmp_path: Path) -> None:
-    for model in ("local:", f"openai:m@{HERE}"):
-        settings = ModelConfig(model=model, thinking="low")
+def test_settings_for_thinking_that_a_model_does_not_take(tmp_path: Path) -> None:
+    wrong: list[tuple[str, Any, str]] = [
+        ("local:", "low", "^local:: takes no `thinking`; that is for gemini: and openai: models"),
+        ("local:", 100, "takes no `thinking`"),
+        (f"openai:m@{HERE}", 100, f"^openai:m@{HERE}: takes a level for `thinking`"),
+        (f"openai:m@{HERE}", 0, r"takes a level for `thinking` \(minimal, low, medium or high\), no number"),
+    ]
+    for model, thinking, words in wrong:
+        settings = ModelConfig(model=model, thinking=thinking)
         for check in (open_student, lambda one: check_model(one, {}, None)):
-            with pytest.raises(ConfigError, match=f"^{model}: takes no `thinking`"):
+            with pytest.raises(ConfigError, match=words):
                 check(settings)
-        with pytest.raises(ConfigError, match="takes no `thinking`"):
-            opened(tmp_path, teacher={"model": model, "thinking": 100})
+        with pytest.raises(ConfigError, match=words):
+            opened(tmp_path, teacher={"model": model, "thinking": thinking})
     with pytest.raises(ConfigError, match="takes a number of tokens"):
         check_model(ModelConfig(model="gemini:gemini-2.5-pro", thinking="low"), {}, None)
     with pytest.raises(ConfigError, match="an embedder does not think"):
         config(tmp_path, embedder={"thinking": 100})
+
+
+def test_how_much_a_model_of_openai_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    prices = {"o9": PriceConfig(input=1, output=2), "gpt-4.1": PriceConfig(input=1, output=2)}
+    model = open_student(ModelConfig(model="openai:o9", thinking="low"), prices)
+    assert model.name.endswith("#thinking=low")
+    assert model.price == Price(1, 2, thinking_tokens=4096)
+    assert open_student(ModelConfig(model="openai:o9"), prices).price == Price(1, 2, thinking_tokens=8192)
+    assert open_student(ModelConfig(model="openai:gpt-4.1"), prices).price == Price(1, 2)
 
 
 def test_how_much_a_gemini_model_thinks(monkeypatch: pytest.MonkeyPatch) -> None:

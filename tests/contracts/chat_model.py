@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.ports import ChatModel, Price
+from engine.ports import ChatModel, Price, Remarking
 from engine.types import Answer, AttemptFailure, ChatOutcome, FinishReason, Request
 
 
@@ -154,6 +154,41 @@ class ChatModelContract:
 
         asyncio.run(check())
 
+    def test_an_answer_to_choices_is_one_of_them(self) -> None:
+        asked = [request for request in self.requests() if request.choices]
+        if not asked:
+            pytest.skip("this model is asked for no choices")
+
+        async def check() -> None:
+            async with self.opened() as model:
+                outcomes = await ask(model, asked)
+            for request, outcome in zip(asked, outcomes, strict=True):
+                assert isinstance(outcome, Answer)
+                assert outcome.text in request.choices, "verbatim"
+
+        asyncio.run(check())
+
+    def test_remarks_are_lines_that_hold_no_row(self) -> None:
+        async def check() -> None:
+            requests = self.requests()
+            async with self.opened() as model:
+                if not isinstance(model, Remarking):
+                    pytest.skip("this model has nothing to say of its server")
+                before = list(model.remarks)
+                for _ in range(2):
+                    await ask(model, requests)
+                    assert list(model.remarks)[: len(before)] == before, "what was said is not taken back"
+                    before = list(model.remarks)
+            assert len(set(before)) == len(before), "each is said once"
+            for remark in before:
+                assert remark.strip() == remark != ""
+                assert "\n" not in remark
+                for request in requests:
+                    for message in request.messages:
+                        assert message.content not in remark, "row text never reaches a remark (C11)"
+
+        asyncio.run(check())
+
     def test_a_bad_request_is_data(self) -> None:
         bad = self.bad_request()
         if bad is None:
@@ -176,6 +211,7 @@ class ChatModelContract:
     def test_closing_twice_is_harmless(self) -> None:
         async def check() -> None:
             async with self.opened() as model:
+                await model.aclose()  # before it was ever used
                 await model.complete(self.requests()[:1])
                 await model.aclose()
                 await model.aclose()
@@ -205,7 +241,9 @@ def check_answer(request: Request, answer: Answer) -> None:
     if usage.cached_tokens is not None:
         assert 0 <= usage.cached_tokens <= usage.input_tokens
     if answer.label_logprobs is not None:
+        assert answer.text in request.choices, "who knows the probabilities of labels has answered with one"
         assert set(answer.label_logprobs) == set(request.choices)
         assert all(not math.isnan(value) and value <= 1e-6 for value in answer.label_logprobs.values())
-        total = sum(math.exp(value) for value in answer.label_logprobs.values())
-        assert math.isclose(total, 1.0, abs_tol=1e-3)
+        shares = {label: math.exp(value) for label, value in answer.label_logprobs.items()}
+        assert math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6)
+        assert shares[answer.text] > 0.0

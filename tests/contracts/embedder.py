@@ -86,6 +86,30 @@ class EmbedderContract:
 
         asyncio.run(check())
 
+    def test_usage_is_within_its_meaning(self) -> None:
+        async def check() -> None:
+            async with self.opened() as embedder:
+                outcomes = await embed(embedder, self.texts())
+            for outcome in outcomes:
+                assert isinstance(outcome, Embedding)
+                assert outcome.usage.input_tokens >= 0
+                assert outcome.usage.output_tokens == outcome.usage.thinking_tokens == 0
+
+        asyncio.run(check())
+
+    def test_a_cancelled_call_leaves_the_embedder_usable(self) -> None:
+        async def check() -> None:
+            texts = self.texts()
+            async with self.opened() as embedder:
+                call = asyncio.ensure_future(embedder.embed(texts[:1]))
+                await asyncio.sleep(0)
+                call.cancel()
+                await asyncio.wait([call])
+                (outcome,) = await embedder.embed(texts[:1])
+                assert isinstance(outcome, Embedding)
+
+        asyncio.run(check())
+
     def test_no_texts_no_outcomes(self) -> None:
         async def check() -> None:
             async with self.opened() as embedder:
@@ -135,6 +159,7 @@ class EmbedderContract:
     def test_closing_twice_is_harmless(self) -> None:
         async def check() -> None:
             async with self.opened() as embedder:
+                await embedder.aclose()  # before it was ever used
                 await embedder.embed(self.texts()[:1])
                 await embedder.aclose()
                 await embedder.aclose()

@@ -216,11 +216,11 @@ MISTAKES = [
         "gemini:gemini 3: not a model's name; write one such as gemini:gemini-3.8-flash",
     ),
     Mistake(
-        "a model that does not think",
-        student("openai:m@http://localhost:1/v1", 'thinking = "low"\n'),
+        "tokens for a model that takes a level",
+        student("openai:m@http://localhost:1/v1", "thinking = 100\n"),
         COMPILE,
         2,
-        "openai:m@http://localhost:1/v1: takes no `thinking`; that is for gemini: models",
+        "openai:m@http://localhost:1/v1: takes a level for `thinking`",
     ),
     Mistake(
         "a level for a model that takes tokens",
@@ -639,39 +639,69 @@ def free_port() -> int:
 
 
 NO_MODEL = {"error": {"message": "ticket1 no", "type": "invalid_request_error", "code": "model_not_found"}}
+NOT_FOUND = {"error": {"code": 404, "message": "ticket1 no", "status": "NOT_FOUND"}}
+BAD_KEY = {
+    "error": {
+        "code": 400,
+        "message": "ticket1 no",
+        "status": "INVALID_ARGUMENT",
+        "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}],
+    }
+}
 
 
 @pytest.mark.parametrize(
-    ("response", "words"),
+    ("scheme", "response", "words"),
     [
-        (None, "/v1: nobody answers there; is the server running, and the port right?"),
+        ("openai", None, ": nobody answers there; is the server running, and the port right?"),
         (
+            "openai",
             http(404, NO_MODEL),
             "HTTP 404 (model_not_found): there is no such model or no such path; check the",
         ),
         (
+            "openai",
             http(401),
             "HTTP 401: it does not accept the key; name the environment variable that holds the key in",
         ),
         (
+            "openai",
             http(200, b"<!doctype html>"),
             "answers with a web page: write the address of the API itself, which",
         ),
         (
+            "openai",
             http(301, b"", {"Location": "https://x/"}),
             "HTTP 301, no data: write the address of the API itself",
         ),
+        ("gemini", None, ": nobody answers there; is the server running, and the port right?"),
+        (
+            "gemini",
+            http(404, NOT_FOUND),
+            "HTTP 404 (NOT_FOUND): there is no such model, or it is not offered there; check its name",
+        ),
+        (
+            "gemini",
+            http(400, BAD_KEY),
+            "HTTP 400 (API_KEY_INVALID): it does not accept the key; name the environment variable that",
+        ),
+        ("gemini", http(200, b"<!doctype html>"), "answers with a web page: check the address"),
     ],
-    ids=["nobody", "no model", "no key", "web page", "moved"],
+    ids=[
+        *("nobody", "no model", "no key", "web page", "moved"),
+        *("Gemini: nobody", "Gemini: no model", "Gemini: no key", "Gemini: web page"),
+    ],
 )
-def test_a_server_that_cannot_be_used(response: bytes | None, words: str, desk: Desk) -> None:
+def test_a_server_that_cannot_be_used(scheme: str, response: bytes | None, words: str, desk: Desk) -> None:
     with ExitStack() as stack:
         base = (
             stack.enter_context(Elsewhere(response)).base
             if response
             else f"http://127.0.0.1:{free_port()}/v1"
         )
-        address = f"openai:m@{base}"
+        if scheme == "gemini":
+            base = base.removesuffix("/v1")
+        address = f"{scheme}:m@{base}"
         before = tree(desk.run)
         desk.config(more=f'[teacher]\nmodel = "{address}"\n')
         for arguments in (
@@ -682,7 +712,7 @@ def test_a_server_that_cannot_be_used(response: bytes | None, words: str, desk: 
             found = pld(*arguments)
             assert found.exit_code == 1, found.stderr
             assert words in the_line(found.stderr)
-            assert f"pld: openai:m: {base}" in the_line(found.stderr)
+            assert f"pld: {scheme}:m: {base}" in the_line(found.stderr)
             assert found.stdout == ""
             assert "unexpected" not in found.stderr
             assert not re.search(r"ticket\d", found.stderr)
