@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # The names of all fences, in templates and in the student's request.
 NAMES = (
     "input", "text", "rule", "rules", "case", "cases", "prompt", "instruction", "instructions", "policy",
-    "finding", "answer", "label",
+    "finding", "answer", "label", "nearby",
 )  # fmt: skip
 
 _FENCE = rf"<(\\*)(/?(?:{'|'.join(NAMES)})\b)"

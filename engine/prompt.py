@@ -12,7 +12,8 @@ from engine.errors import RunError
 from engine.fences import escape
 from engine.types import Instruction
 
-FORMAT = 1
+FORMAT = 2
+_INDEX_FROM = 4  # fewer instructions are found without one
 
 _ANSWER = """\
 # Answer
@@ -40,12 +41,12 @@ class CompiledPrompt:
     def text(self) -> str:
         """The system prompt."""
         parts = [f"# Task\n{self.description.strip()}\n"]
-        meanings = (
-            f"- {label}: {meaning}" if meaning else f"- {label}" for label, meaning in self.labels.items()
-        )
-        parts.append("# Labels\n" + "\n".join(meanings) + "\n")
+        parts.append(f"# Labels\n{label_lines(self.labels)}\n")
         if self.general is not None:
             parts.append(f"# General rules\n{escape(self.general.text)}\n")
+        topics = [f"{one.id} {escape(one.title)}" for one in self.instructions if one.title]
+        if len(topics) >= _INDEX_FROM:
+            parts.append("# Index\n" + "\n".join(topics) + "\n")
         if self.instructions:
             parts.append("# Instructions\n" + "\n".join(_section(one) for one in self.instructions))
         parts.append(_ANSWER.format(labels=", ".join(self.labels)))
@@ -113,6 +114,11 @@ class CompiledPrompt:
         if not unchanged:
             raise RunError(f"{source}: its text does not match its hash: it was changed; compile again")
         return prompt
+
+
+def label_lines(labels: Mapping[str, str]) -> str:
+    """All labels, one to a line, each with its meaning where that is given."""
+    return "\n".join(f"- {label}{meaning and f': {meaning}'}" for label, meaning in labels.items())
 
 
 def _section(instruction: Instruction) -> str:

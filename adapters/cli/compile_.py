@@ -10,7 +10,7 @@ from rich.console import Console
 
 from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
-from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, say, verdict_line
+from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, rules_line, say, verdict_line
 from adapters.cli.running import run as run_work
 from adapters.registry import check_models, is_local, open_models
 from engine.config import load_config
@@ -47,6 +47,7 @@ def compile_command(
     """Compile a labelled set into a system prompt, and say on validation what it is worth.
 
     The same command resumes: what was answered before comes from the response cache beside the run directory.
+    Where a model's answers come in files (answer-files:DIR) it exits with 75 while requests wait for them.
 
     --faithful follows the paper to the letter: rules are taken as the teacher wrote them, clustered all
     together with eps 0.4 and min_samples 6, noise is discarded, each cluster becomes one instruction, and
@@ -89,6 +90,7 @@ def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
     print_scores(console, result.validation)
     lines = [
         verdict_line(result.validation, provisional=True),
+        rules_line(result.extraction),
         f"prompt: {figures['instructions']} instructions, about {figures['prompt_tokens']:,} tokens; "
         f"{result.rounds} rounds of conflict resolution ({result.stop_reason})",
         f"requests: {requests['sent']:,} sent, {requests['cached']:,} from the cache, "

@@ -50,6 +50,28 @@ def print_scores(console: Console, evaluation: Evaluation) -> None:
     console.print(table)
 
 
+def rules_line(extraction: Mapping[str, Any]) -> str:
+    """What came of the teacher's answers: rules, second askings, rows without a rule, and why."""
+    line = f"rules: {extraction['rules']:,} of {extraction['asked']:,} training rows"
+    first = {name: extraction[name] for name in ("malformed", "cut")} | extraction["findings"]
+    if extraction["asked_again"]:
+        line += f"; {extraction['asked_again']:,} asked again{_counted(first)}"
+    if extraction["failures"]:
+        line += f"; {extraction['failures']:,} set aside{_counted(extraction['reasons'])}"
+        lost = {name: one["failures"] / one["asked"] for name, one in extraction["by_label"].items()}
+        worst = min(lost, key=lambda name: (-lost[name], name))
+        line += f", {lost[worst]:.1%} of {worst}"
+    return line
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    named = sorted(
+        ((count, name) for name, count in counts.items() if count), key=lambda one: (-one[0], one[1])
+    )
+    shown = ", ".join(f"{count:,} {name.replace('_', ' ')}" for count, name in named)
+    return f" ({shown})" if shown else ""
+
+
 def print_classes(console: Console, scores: Scores) -> None:
     """Precision, recall and F1 of each label, and how labels are confused."""
     table = Table(title="compiled prompt, by label", title_justify="left")

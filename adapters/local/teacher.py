@@ -90,7 +90,7 @@ class LocalTeacher:
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         grades: dict[str, dict[str, int]] = defaultdict(dict)
         totals: Counter[str] = Counter()
-        for rule in read_all(user, "rule"):
+        for rule in read_all(read_one(user, "rules").content, "rule"):
             label, count = rule.attributes["label"], int(rule.attributes["count"])
             clauses = self._reader.clauses(rule.text)
             # rules in another teacher's prose are known by the wording that marks their label

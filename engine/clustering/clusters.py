@@ -47,6 +47,11 @@ class LongTail:
     nearest: IntVector
     cosine: FloatVector
 
+    def near(self, number: int, least_cosine: float) -> IntVector:
+        """The rows that come closest to cluster `number` and are that near to its centroid, nearest first."""
+        close = np.flatnonzero((self.nearest == number) & (self.cosine >= least_cosine))
+        return self.rows[close[np.argsort(-self.cosine[close], kind="stable")]]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clustering:

@@ -5,7 +5,9 @@ The name of a schema is what tells an in-process model which phase it serves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -58,6 +60,20 @@ class ResolutionAnswer(_Answer):
     edits: list[Edit]
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One defect of an answer that could be read.
+
+    `kind` is a short word to count by and `line` what is recorded: neither repeats the row's text (C11).
+    `shown` is what the model reads where it is asked again, and may quote the row that it was given; "" where
+    that is `line`.
+    """
+
+    kind: str
+    line: str
+    shown: str = ""
+
+
 AnswerT = TypeVar("AnswerT", bound=_Answer)
 
 _NAMES: dict[type[_Answer], str] = {
@@ -66,6 +82,9 @@ _NAMES: dict[type[_Answer], str] = {
     GeneralAnswer: "general",
     ResolutionAnswer: "resolution",
 }
+
+_CONSTANT = "[A-Z]{2,20}(?:_[A-Z]{2,20})+"  # as in HARM_CATEGORY_HARASSMENT; no word of a row
+_CATEGORY = re.compile(rf"{_CONSTANT}|[A-Z_]{{2,40}} \({_CONSTANT}(?:, {_CONSTANT})*\)")
 
 
 def schema_of(kind: type[_Answer], labels: Sequence[str] = ()) -> AnswerSchema:
@@ -82,7 +101,9 @@ def read_answer(kind: type[AnswerT], request_id: str, answer: Answer) -> AnswerT
     if answer.finish_reason is not FinishReason.STOP:
         if answer.finish_reason is FinishReason.LENGTH:
             return Failure(request_id, "cut", "the answer reached the limit of output tokens before its end")
-        return Failure(request_id, "blocked", "the model's safety filter held the answer back")
+        # adapters that know the filter's category give it in place of the answer; any other text is a row's
+        category = f": {answer.text}" if _CATEGORY.fullmatch(answer.text) else ""
+        return Failure(request_id, "blocked", f"the model's safety filter held the answer back{category}")
     try:
         return kind.model_validate_json(answer.text)
     except ValidationError as exc:

@@ -160,7 +160,8 @@ class _Estimating:
         widest = max(self._config.labels, key=estimate_tokens)
         empty = request_tokens(make("", ()))
         one_rule = request_tokens(make("", [MicroRule("", widest, words(RULE_TOKENS))])) - empty
-        # each rule is in one cluster at most
+        # each rule is in one cluster, or near one, at most; the marks around those near one are fewer than
+        # what the clusters that they might have made would take
         rules = len(self._extraction) if self._clusters else 0
         clusters = self._stage(
             "synthesis",

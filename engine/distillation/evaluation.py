@@ -11,8 +11,8 @@ from engine.distillation.baseline import majority, tfidf_logreg
 from engine.distillation.predicting import predict
 from engine.metrics import Verdict, score, verdict
 from engine.prompt import CompiledPrompt
-from engine.scheduler import Lane
-from engine.types import Answer, Failure, Request, Sample, Scores, SplitName
+from engine.scheduler import ChatLane
+from engine.types import Failure, Sample, Scores, SplitName
 
 STAGE = "evaluation"
 ABLATIONS = ("clustered", "resolver_only")
@@ -77,7 +77,7 @@ def scores_json(scores: Scores) -> dict[str, Any]:
 
 
 async def evaluate_prompts(
-    lane: Lane[Request, Answer],
+    lane: ChatLane,
     prompts: Mapping[str, CompiledPrompt],
     samples: Sequence[Sample],
     *,

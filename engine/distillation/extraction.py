@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from engine.distillation.answers import ExtractionAnswer, schema_of
+from engine.distillation.answers import ExtractionAnswer, Finding, schema_of
 from engine.distillation.asking import ask
-from engine.distillation.checks import rule_findings
+from engine.distillation.checks import RuleChecks
+from engine.distillation.rates import Rates
 from engine.distillation.templating import TaskContext, render
 from engine.fences import fence
-from engine.scheduler import Lane
-from engine.types import Answer, Failure, Message, MicroRule, Request, Sample
+from engine.scheduler import ChatLane
+from engine.types import Failure, Message, MicroRule, Request, Sample
 
 STAGE = "extraction"
 MAX_OUTPUT_TOKENS = 2048  # thinking included; an analysis and one rule need a few hundred
@@ -19,11 +21,24 @@ MAX_OUTPUT_TOKENS = 2048  # thinking included; an analysis and one rule need a f
 
 @dataclass(frozen=True)
 class Extraction:
-    """`rules` and `failures` together hold every sample once, each ordered by sample id (C1, C12)."""
+    """`rules` and `failures` together hold every sample once, each ordered by sample id (C1, C12).
+
+    `by_label` has the figures of each label's samples, `rates` those of all.
+    """
 
     rules: tuple[MicroRule, ...]
     failures: tuple[Failure, ...]
-    asked_again: int
+    rates: Rates
+    by_label: Mapping[str, Rates]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as they stand in the manifest, those of each label under `by_label`."""
+        labels = {label: _figures(rates) for label, rates in self.by_label.items()}
+        return _figures(self.rates) | {"by_label": labels}
+
+
+def _figures(rates: Rates) -> dict[str, Any]:
+    return {"rules": rates.usable} | rates.to_json()
 
 
 class ExtractionRequests:
@@ -44,23 +59,23 @@ class ExtractionRequests:
 
 
 async def extract_rules(
-    lane: Lane[Request, Answer],
+    lane: ChatLane,
     samples: Sequence[Sample],
     context: TaskContext,
     *,
-    checked: bool = True,
+    checks: RuleChecks | None,
 ) -> Extraction:
     """Ask the teacher for one rule per training sample.
 
-    Answers that cannot be used are asked again once, then set aside with the reason. With `checked` False
-    (the paper's recipe) every answer that can be read is taken as it is.
+    Answers that cannot be used are asked again once, then set aside with the reason. Without
+    `checks` (the paper's recipe) every answer that can be read is taken as it is.
     """
     by_id = {sample.id: sample for sample in samples}
     ids = sorted(by_id)
     make = ExtractionRequests(context)
 
-    def check(sample_id: str, answer: ExtractionAnswer) -> list[str]:
-        return rule_findings(by_id[sample_id], answer.instruction, answer.label)
+    def check(sample_id: str, answer: ExtractionAnswer) -> list[Finding]:
+        return [] if checks is None else checks.findings(by_id[sample_id], answer)
 
     asked = await ask(
         lane,
@@ -68,8 +83,8 @@ async def extract_rules(
         lambda sample_id: make(by_id[sample_id]),
         ExtractionAnswer,
         stage=STAGE,
-        check=check if checked else lambda _id, _answer: (),
-        again=checked,
+        check=check,
+        again=checks is not None,
     )
     rules = tuple(
         MicroRule(
@@ -83,4 +98,8 @@ async def extract_rules(
         if one in asked.answers
     )
     failures = tuple(asked.failures[one] for one in ids if one in asked.failures)
-    return Extraction(rules, failures, asked.asked_again)
+    labelled: dict[str, list[str]] = {}
+    for one in ids:
+        labelled.setdefault(by_id[one].label, []).append(one)
+    by_label = {label: asked.rates(labelled[label]) for label in sorted(labelled)}
+    return Extraction(rules, failures, asked.rates(ids), by_label)

@@ -19,9 +19,11 @@ from engine.clustering import Clustering, cluster_rules, inward
 from engine.config import ChatRole, ClusterConfig, Config, load_config
 from engine.distillation import embedding, evaluation, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
+from engine.distillation.checks import RuleChecks
 from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
 from engine.distillation.manifest import Manifest, check_task
 from engine.distillation.predicting import predict
+from engine.distillation.rates import rate_warnings
 from engine.distillation.result import CompileResult
 from engine.distillation.session import Session, close_all, open_session
 from engine.distillation.tables import clusters_table, failures_table, rules_table
@@ -37,6 +39,9 @@ from engine.tokens import estimate_tokens
 from engine.types import Failure, FloatVector, MicroRule, Sample
 
 CHAT_ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
+# Rules outside every cluster are evidence for the one whose centre is within so many eps. Of rules that a
+# frontier model wrote on 17 questions, 82 to 94% of those so near were on a question of the cluster.
+_NEARBY = 1.5
 PAPER_CLUSTERS = ClusterConfig(method="dbscan", eps=0.4, min_samples=6, within="all")
 
 
@@ -186,26 +191,29 @@ class _Compilation:
             rounds=resolved.rounds,
             stop_reason=resolved.stop_reason,
             addresses=tuple(sorted({self._config.role(role).model for role in CHAT_ROLES})),
+            extraction=self._manifest.stages["extraction"],
             requests={"sent": totals.sent, "cached": totals.cached, "failed": totals.failed},
             cost_usd=totals.cost_usd,
             seconds=time.monotonic() - self._started,
         )
 
     async def _extract(self) -> tuple[MicroRule, ...]:
-        found = await extraction.extract_rules(
-            self._teacher, self._dataset.train, self._context, checked=not self._faithful
-        )
+        train = self._dataset.train
+        checks = None
+        if not self._faithful:
+            # off the event loop: every training text is read
+            texts, context = [sample.text for sample in train], self._context
+            checks = await asyncio.to_thread(RuleChecks, texts, context.text, context.labels)
+        found = await extraction.extract_rules(self._teacher, train, self._context, checks=checks)
         self._note_failures(extraction.STAGE, found.failures)
-        self._manifest.stages["extraction"] = {
-            "rules": len(found.rules),
-            "failures": len(found.failures),
-            "asked_again": found.asked_again,
-        }
+        self._manifest.stages["extraction"] = found.to_json()
         if not found.rules:
             raise ModelError(
                 f"{self._models.teacher.name}: no training row brought a usable rule; the commonest reason: "
                 f"{Counter(one.reason for one in found.failures).most_common(1)[0][0]}"
             )
+        for line in rate_warnings(found.rates, found.by_label):
+            self._session.emit(Notice(f"extraction: {line}", warning=True))
         self._run.write_parquet("rules.parquet", rules_table(found.rules))
         return found.rules
 
@@ -250,6 +258,13 @@ class _Compilation:
         clusters = {}
         for cluster in clustering.clusters:
             clusters[cluster.number] = [rules[row] for row in inward(vectors, cluster)]
+        nearby = {}
+        if not self._faithful:
+            reach = 1.0 - _NEARBY * self._config.cluster.eps
+            for number in clusters:
+                near = clustering.long_tail.near(number, reach)
+                # no more of them than of the cluster's own: they must not become the topic
+                nearby[number] = [rules[row] for row in near[: len(clusters[number])]]
         prompt = CompiledPrompt(self._config.task.description, self._config.task.labels)
         if not clusters:
             self._session.emit(
@@ -260,6 +275,7 @@ class _Compilation:
             clusters,
             self._context,
             max_input_tokens=self._models.synthesizer.max_input_tokens,
+            nearby=nearby,
             again=not self._faithful,
         )
         self._note_failures(synthesis.STAGE, found.failures)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.prompt import CompiledPrompt
-from engine.scheduler import Lane
+from engine.scheduler import ChatLane
 from engine.student import StudentPrompt, read_prediction
-from engine.types import Answer, Failure, Prediction, Request, Sample
+from engine.types import Failure, Prediction, Sample
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Predictions:
 
 
 async def predict(
-    lane: Lane[Request, Answer], prompt: CompiledPrompt, samples: Sequence[Sample], *, stage: str
+    lane: ChatLane, prompt: CompiledPrompt, samples: Sequence[Sample], *, stage: str
 ) -> Predictions:
     """Classify `samples` with `prompt`. A row without an answer counts as None and stands in `failures`."""
     student = StudentPrompt(prompt)

@@ -24,9 +24,9 @@ from engine.errors import BudgetError
 from engine.fences import block
 from engine.metrics import paired_gain
 from engine.prompt import CompiledPrompt
-from engine.scheduler import Lane
+from engine.scheduler import ChatLane
 from engine.tokens import estimate_tokens
-from engine.types import Answer, Failure, Message, Request, Sample
+from engine.types import Failure, Message, Request, Sample
 
 STAGE = "resolution"
 MAX_OUTPUT_TOKENS = 8192
@@ -70,8 +70,8 @@ class Resolver:
     def __init__(
         self,
         *,
-        resolver: Lane[Request, Answer],
-        student: Lane[Request, Answer],
+        resolver: ChatLane,
+        student: ChatLane,
         train: Sequence[Sample],
         validation: Sequence[Sample],
         selector: CaseSelector,

@@ -15,7 +15,8 @@ from engine.types import Scores
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compilation brought. `seconds` is wall time; `validation` the provisional verdict's figures."""
+    """What a compilation brought. `seconds` is wall time; `validation` the provisional verdict's figures;
+    `extraction` what came of the teacher's answers, as in the manifest."""
 
     run: Path
     prompt: CompiledPrompt
@@ -23,6 +24,7 @@ class CompileResult:
     rounds: int
     stop_reason: str
     addresses: tuple[str, ...]
+    extraction: Mapping[str, Any]
     requests: Mapping[str, int]
     cost_usd: float
     seconds: float
@@ -61,6 +63,7 @@ class CompileResult:
             | {"n": compiled.n},
             "rounds": self.rounds,
             "stop_reason": self.stop_reason,
+            "extraction": dict(self.extraction),
             "requests": dict(self.requests),
             "cost_usd": self.cost_usd,
             "seconds": self.seconds,

@@ -12,9 +12,9 @@ from engine.distillation.asking import ask
 from engine.distillation.templating import TaskContext, instruction_blocks, render
 from engine.fences import block, fence
 from engine.prompt import CompiledPrompt
-from engine.scheduler import Lane
+from engine.scheduler import ChatLane
 from engine.tokens import estimate_tokens
-from engine.types import Answer, Failure, Instruction, Message, MicroRule, Request
+from engine.types import Failure, Instruction, Message, MicroRule, Request
 
 STAGE = "synthesis"
 GENERAL_ID = "G"
@@ -30,38 +30,47 @@ class Synthesis:
 
 
 class SynthesisRequests:
-    """Renders the synthesizer's request for one cluster; its rules may fill `max_rule_tokens`."""
+    """Renders the synthesizer's request for one cluster.
+
+    Its rules may fill `max_rule_tokens`, and rules outside every cluster that came near it a quarter as much.
+    """
 
     def __init__(self, context: TaskContext, max_rule_tokens: int) -> None:
         self._system = Message("system", render("synthesis_system", context=context.text))
         self._schema = schema_of(SynthesisAnswer)
         self._max_rule_tokens = max_rule_tokens
 
-    def __call__(self, name: str, rules: Sequence[MicroRule]) -> Request:
-        shown = render("synthesis_user", rules=_rules_block(rules, self._max_rule_tokens))
+    def __call__(self, name: str, rules: Sequence[MicroRule], nearby: Sequence[MicroRule] = ()) -> Request:
+        blocks = [_rules_block("rules", rules, self._max_rule_tokens)]
+        if nearby:
+            blocks.append(_rules_block("nearby", nearby, self._max_rule_tokens // 4))
+        shown = render("synthesis_user", rules="\n".join(blocks))
         return Request(name, (self._system, Message("user", shown)), MAX_OUTPUT_TOKENS, self._schema)
 
 
 async def synthesize(
-    lane: Lane[Request, Answer],
+    lane: ChatLane,
     clusters: Mapping[int, Sequence[MicroRule]],
     context: TaskContext,
     *,
     max_input_tokens: int,
+    nearby: Mapping[int, Sequence[MicroRule]] | None = None,
     again: bool = True,
 ) -> Synthesis:
     """Merge the rules of each cluster into one instruction.
 
-    `clusters` maps a cluster's number to its rules, nearest to its centre first. Instructions are numbered
-    I01, I02, … by cluster size, largest first (ties by number), so that what decides most rows stands first.
-    Rules may fill half of `max_input_tokens`.
+    `clusters` maps a cluster's number to its rules, `nearby` to the rules outside every cluster that are
+    shown beside them, each nearest to its centre first; an instruction traces to both. Instructions are
+    numbered I01, I02, … by cluster size, largest first (ties by number), so that what decides most rows
+    stands first. Rules may fill half of `max_input_tokens`.
     """
     order = sorted(clusters, key=lambda number: (-len(clusters[number]), number))
     names = {f"cluster-{number}": number for number in order}
     requests = SynthesisRequests(context, max_input_tokens // 2)
+    beside = nearby or {}
 
     def make(name: str) -> Request:
-        return requests(name, clusters[names[name]])
+        return requests(name, clusters[names[name]], beside.get(names[name], ()))
 
     asked = await ask(lane, list(names), make, SynthesisAnswer, stage=STAGE, check=_not_empty, again=again)
     instructions = tuple(
@@ -70,7 +79,7 @@ async def synthesize(
             title=" ".join(answer.title.split()),
             text=answer.instruction.strip(),
             cluster=names[name],
-            rule_ids=tuple(rule.sample_id for rule in clusters[names[name]]),
+            rule_ids=tuple(rule.sample_id for rule in (*clusters[names[name]], *beside.get(names[name], ()))),
         )
         for position, (name, answer) in enumerate(
             ((name, asked.answers[name]) for name in names if name in asked.answers), start=1
@@ -80,7 +89,7 @@ async def synthesize(
 
 
 async def write_general_rules(
-    lane: Lane[Request, Answer],
+    lane: ChatLane,
     prompt: CompiledPrompt,
     context: TaskContext,
     rows_per_label: Mapping[str, int],
@@ -112,7 +121,7 @@ def general_request(
     return Request("general", (system, user), MAX_OUTPUT_TOKENS, schema_of(GeneralAnswer))
 
 
-def _rules_block(rules: Sequence[MicroRule], max_tokens: int) -> str:
+def _rules_block(name: str, rules: Sequence[MicroRule], max_tokens: int) -> str:
     """Distinct rules with their counts, as many as fit in `max_tokens`.
 
     Where they do not all fit, labels take turns, so that a rare label is not crowded out; within a label the
@@ -132,7 +141,7 @@ def _rules_block(rules: Sequence[MicroRule], max_tokens: int) -> str:
         shown.append(key)
     shown.sort(key=lambda key: (-counts[key], key))
     fences = (fence("rule", text, label=label, count=counts[label, text]) for label, text in shown)
-    return block("rules", "\n".join(fences), total=len(rules))
+    return block(name, "\n".join(fences), total=len(rules))
 
 
 def _not_empty(_name: str, answer: SynthesisAnswer | GeneralAnswer) -> list[str]:

@@ -9,6 +9,7 @@ from string import Template
 
 from engine.config import Config
 from engine.fences import escape, fence
+from engine.prompt import label_lines
 from engine.types import Instruction
 
 
@@ -31,13 +32,14 @@ class TaskContext:
 
     def __init__(self, config: Config) -> None:
         policy = config.policy_text()
-        parts = [f"# Task\n{config.task.description.strip()}", "# Labels"]
-        parts += [
-            fence("label", meaning or label, name=label) for label, meaning in config.task.labels.items()
-        ]
+        parts = [f"# Task\n{config.task.description.strip()}"]
+        if isinstance(config.task.text, tuple):
+            fields = ", ".join(config.task.text)
+            parts.append(f"# Input\nA text has these fields, each after its name and a colon: {fields}.")
+        parts.append("# Labels\n" + label_lines(config.task.labels))
         if policy:
-            parts += ["# Policy", fence("policy", policy)]
-        self.text = "\n".join(parts)
+            parts.append("# Policy\n" + fence("policy", policy))
+        self.text = "\n\n".join(parts)
         self.labels = config.labels
 
 

@@ -62,6 +62,16 @@ def test_the_text_holds_everything_in_order() -> None:
     assert PROMPT.text.endswith("exactly one of these labels, verbatim, and nothing else: spam, none\n")
 
 
+def test_many_instructions_have_an_index_of_their_topics() -> None:
+    """From topic to id, ahead of them; one without a title cannot be looked up."""
+    titles = ("Offers", "Loans", "", "A <|mark|>", "Greetings")
+    many = tuple(Instruction(f"I{n}", f"Text {n}.", title) for n, title in enumerate(titles))
+    prompt = CompiledPrompt("d", {"a": "", "b": ""}, many)
+    index = "# Index\nI0 Offers\nI1 Loans\nI3 A <\\|mark|>\nI4 Greetings\n\n# Instructions\n"
+    assert index in prompt.text
+    assert "# Index" not in prompt.dropping("I0").text, "three titles are seen at once"
+
+
 def test_braces_and_percent_signs_are_no_placeholders() -> None:
     prompt = CompiledPrompt("{labels} $x %s", {"{0}": "{y}", "b": ""}, (replace(FIRST, text="{z} \\n"),))
     for part in ("{labels} $x %s", "- {0}: {y}", "{z} \\n", "nothing else: {0}, b"):

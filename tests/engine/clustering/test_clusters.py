@@ -94,6 +94,16 @@ def test_noise_knows_its_nearest_cluster() -> None:
     np.testing.assert_allclose(tail.cosine, np.cos(np.deg2rad([30, 110])), atol=1e-6)
 
 
+def test_the_rows_near_a_cluster_go_from_the_nearest_to_the_farthest() -> None:
+    tail = cluster_rules(angles(0, 90, 180), None, eps=0.05, min_samples=2).long_tail
+    assert tail.near(0, -1.0).tolist() == [], "there is no cluster"
+    tail = cluster_rules(angles(0, 0, 90, 90, 40, 30, 200, 35), None, eps=0.001, min_samples=2).long_tail
+    assert tail.near(0, 0.7).tolist() == [5, 7, 4]
+    assert tail.near(0, 0.8).tolist() == [5, 7]
+    assert tail.near(1, -1.0).tolist() == [6]
+    assert tail.near(1, 0.0).tolist() == []
+
+
 def test_noise_of_a_group_without_clusters_has_no_nearest_one() -> None:
     tail = cluster_rules(angles(0, 0, 1), ["a", "a", "b"], eps=0.05, min_samples=2).long_tail
     assert tail.rows.tolist() == [2]

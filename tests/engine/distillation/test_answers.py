@@ -98,4 +98,21 @@ def test_a_cut_or_blocked_answer_is_never_read() -> None:
     assert isinstance(blocked, Failure)
     assert (cut.reason, blocked.reason) == ("cut", "blocked")
     assert "limit of output tokens" in cut.detail
-    assert "safety" in blocked.detail
+    assert blocked.detail == "the model's safety filter held the answer back"  # no text of the answer
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("PROHIBITED_CONTENT", True),
+        ("SAFETY (HARM_CATEGORY_HARASSMENT)", True),
+        ("SAFETY (HARM_CATEGORY_HARASSMENT, HARM_CATEGORY_HATE_SPEECH)", True),
+        ("SAFETY", False),  # may be a shouted word of the row
+        ("KILL (THEM ALL)", False),
+        ("SAFETY (HARM_CATEGORY_HARASSMENT) and more", False),
+    ],
+)
+def test_a_blocked_answer_tells_its_category_and_nothing_else(text: str, told: bool) -> None:
+    found = read_answer(GeneralAnswer, "r", Answer(text, finish_reason=FinishReason.BLOCKED))
+    assert isinstance(found, Failure)
+    assert (text in found.detail) == told

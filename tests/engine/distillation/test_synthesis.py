@@ -29,11 +29,21 @@ def merge(asked: Request) -> ChatOutcome:
 
 
 def run_synthesis(
-    clusters: Clusters, model: Replying, *, max_input_tokens: int = 10_000, again: bool = True
+    clusters: Clusters,
+    model: Replying,
+    *,
+    max_input_tokens: int = 10_000,
+    nearby: Clusters | None = None,
+    again: bool = True,
 ) -> Synthesis:
     async def synthesizing() -> Synthesis:
         return await synthesize(
-            lane_to(model), clusters, context_for(), max_input_tokens=max_input_tokens, again=again
+            lane_to(model),
+            clusters,
+            context_for(),
+            max_input_tokens=max_input_tokens,
+            nearby=nearby,
+            again=again,
         )
 
     return run_virtual(synthesizing())
@@ -73,6 +83,33 @@ def test_rules_are_shown_once_with_their_counts_commonest_first() -> None:
         ("invoice", {"label": "none", "count": "1"}),
         ("prize", {"label": "spam", "count": "1"}),
     ]
+
+
+def test_rules_near_a_cluster_are_shown_apart_and_traced() -> None:
+    model = Replying(merge)
+    near = {0: rules("spam", "greeting with an offer", "greeting with an offer", "a", start=70)}
+    found = run_synthesis(CLUSTERS, model, nearby=near)
+    by_id = {asked.id: asked for asked in model.seen}
+    outer = read_one(by_id["cluster-0"].messages[1].content, "nearby")
+    assert outer.attributes == {"total": "3"}
+    assert [(one.text, one.attributes["count"]) for one in read_all(outer.content, "rule")] == [
+        ("greeting with an offer", "2"),
+        ("a", "1"),
+    ]
+    assert shown_rules(by_id["cluster-0"])[0].attributes == {"total": "2"}
+    assert "<nearby" not in by_id["cluster-1"].messages[1].content
+    traced = {one.cluster: one.rule_ids for one in found.instructions}
+    assert traced[0] == ("none0", "none1", "spam70", "spam71", "spam72")
+    assert traced[2] == ("spam9", "spam10")
+
+
+def test_rules_near_a_cluster_get_a_quarter_of_its_room() -> None:
+    model = Replying(merge)
+    many = [MicroRule(f"r{k}", "spam", f"rule number {k} " + "x " * 40) for k in range(200)]
+    run_synthesis({0: many}, model, max_input_tokens=8_000, nearby={0: many})
+    content = model.seen[0].messages[1].content
+    shown = [len(list(read_all(read_one(content, name).content, "rule"))) for name in ("rules", "nearby")]
+    assert 3.5 <= shown[0] / shown[1] <= 4.5
 
 
 def test_a_cluster_without_an_answer_is_a_failure_and_leaves_no_gap() -> None:
