@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from adapters.registry import check_models, scheme_of
 from engine.config import Config, load_config
+from engine.errors import BudgetError, ModelError
 from engine.store import load_dataset
 from engine.types import SPLITS
 
@@ -111,6 +113,51 @@ def test_every_number_and_address_is_one_that_nobody_has(rows: list[Row]) -> Non
             assert number.startswith(("01632 960", "07700 900")), row.id
         for host in re.findall(r"\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|uk|io|co)\b", row.text):
             pytest.fail(f"{row.id} names {host}")
+
+
+REMOTE = {"gemini": "GEMINI_API_KEY", "openai-compatible": "OPENAI_API_KEY"}
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_the_configurations_for_real_models(
+    name: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in (*REMOTE.values(), "GOOGLE_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI"):
+        monkeypatch.delenv(variable, raising=False)
+    path = EXAMPLES / name / "pld.toml"
+    other = load_config(path)
+    # the same task on the same rows, under limits and a cap
+    assert other.task.model_copy(update={"name": "", "policy": None}) == config.task.model_copy(
+        update={"name": "", "policy": None}
+    )
+    assert other.policy_text() == config.policy_text()
+    assert load_dataset(other).train == load_dataset(config).train
+    assert other.teacher.requests_per_minute
+    assert other.teacher.tokens_per_minute
+    assert other.run.max_cost_usd
+    assert {scheme_of(one.model) for one in (other.teacher, other.embedder, other.student)} == {
+        name.partition("-")[0]
+    }
+    # all that a run needs is the key: every setting fits its model, every price is known
+    with pytest.raises(ModelError, match=f"set the environment variable {REMOTE[name]}"):
+        check_models(other, None)
+    monkeypatch.setenv(REMOTE[name], "fake-key")
+    check_models(other, None)
+    unpriced = other.teacher.model_copy(update={"model": other.teacher.model + "-x", "thinking": None})
+    with pytest.raises(BudgetError, match="unknown"):
+        check_models(other.model_copy(update={"teacher": unpriced}), None)
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_what_is_commented_out_is_a_configuration_too(name: str, tmp_path: Path) -> None:
+    text = (EXAMPLES / name / "pld.toml").read_text(encoding="utf-8")
+    settings = re.findall(r"^# (\[[\w.\"-]+\](?: +#.*)?|[a-z_]+ = .*)$", text, re.MULTILINE)
+    assert settings
+    without_teacher = re.sub(r"^\[teacher\]\n(?:[a-z_]+ = .*\n)+", "", text, flags=re.MULTILINE)
+    kept = text if "[teacher]" not in settings else without_teacher
+    (tmp_path / "pld.toml").write_text(kept + "\n".join(["", *settings]), encoding="utf-8")
+    loaded = load_config(tmp_path / "pld.toml")
+    assert loaded.prices
 
 
 def test_the_readme_counts_what_is_there(rows: list[Row], config: Config) -> None:
