@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a vLLM server wants other versions of much that pld uses
+VLLM_VENV ?= $(VENV)-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .PHONY: demo docs test test-slow test-vllm lint clean
 
@@ -14,8 +17,8 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -n 2 -m "slow" -rs
 
-test-vllm: $(STAMP)
-	@echo "nothing to test against a vLLM server yet"
+test-vllm: $(STAMP) $(VLLM_STAMP)
+	PLD_VLLM_VENV="$(abspath $(VLLM_VENV))" $(BIN)/pytest -q -p no:xdist -m "vllm" -rs tests/vllm
 
 docs: $(STAMP)
 	$(BIN)/python -m engine.config_reference docs/configuration.md
@@ -32,5 +35,12 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q -e . --group dev
 	touch $(STAMP)
 
+# --no-deps: the lock leaves out what a plain install brings and a CPU has no use for
+$(VLLM_STAMP): tests/vllm/requirements.lock tests/vllm/name_vllm.py
+	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install -q --no-deps -r tests/vllm/requirements.lock
+	$(VLLM_VENV)/bin/python tests/vllm/name_vllm.py
+	touch $(VLLM_STAMP)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .hypothesis build dist
