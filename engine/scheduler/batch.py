@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import AwaitingAnswers, InterruptedRunError
-from engine.events import StageFinished, StageProgress, StageStarted
+from engine.events import StageFinished, StageStarted
 from engine.ports import BatchModel, Record
 from engine.scheduler.codec import decode_answer, encode_answer
 from engine.scheduler.job import NO_USAGE, Source
@@ -137,21 +137,7 @@ class BatchStream:
 
     def progress(self) -> None:
         """Tell the listener how far it is."""
-        t = self.totals
-        self._scheduler.emit(
-            StageProgress(
-                stage=self.stage,
-                done=t.done,
-                failed=t.failed,
-                cached=t.cached,
-                sent=t.sent,
-                retries=0,
-                in_flight=0,
-                input_tokens=t.input_tokens,
-                output_tokens=t.output_tokens,
-                cost_usd=t.cost_usd,
-            )
-        )
+        self._scheduler.emit(self.totals.progress(self.stage))
 
     def report_end(self, *, failed: bool) -> None:
         """The last events of the stage."""

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic
 
 from engine.errors import InterruptedRunError, PldError
-from engine.events import StageFinished, StageProgress, StageStarted
+from engine.events import StageFinished, StageStarted
 from engine.scheduler.committer import Committer
 from engine.scheduler.dispatcher import Dispatcher
 from engine.scheduler.endpoint import QuestionT, ReplyT
@@ -152,22 +152,9 @@ class Stream(Generic[QuestionT, ReplyT]):
     def progress(self) -> None:
         """Tell the listener how far it is, and what the model has to say."""
         self.scheduler.tell(self.lane.model.remarks)
-        t = self.totals
-        self.scheduler.emit(
-            StageProgress(
-                stage=self.stage,
-                done=t.done,
-                failed=t.failed,
-                cached=t.cached,
-                sent=t.sent,
-                retries=t.retries,
-                in_flight=self.dispatcher.in_flight,
-                input_tokens=t.input_tokens,
-                output_tokens=t.output_tokens,
-                cost_usd=t.cost_usd,
-                lane=self.lane.vitals(self.scheduler.clock.monotonic(), self.dispatcher.waits_for),
-            )
-        )
+        vitals = self.lane.vitals(self.scheduler.clock.monotonic(), self.dispatcher.waits_for)
+        in_flight = self.dispatcher.in_flight
+        self.scheduler.emit(self.totals.progress(self.stage, in_flight=in_flight, lane=vitals))
 
     def report_end(self, *, failed: bool) -> None:
         """The last events of the stage."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from engine.events import LaneVitals, StageProgress
 from engine.types import Failure, Result
 
 
@@ -40,6 +41,22 @@ class Totals:
             self.cached += 1
         if isinstance(result.outcome, Failure):
             self.failed += 1
+
+    def progress(self, stage: str, *, in_flight: int = 0, lane: LaneVitals | None = None) -> StageProgress:
+        """The event that tells a listener how far `stage` is."""
+        return StageProgress(
+            stage=stage,
+            done=self.done,
+            failed=self.failed,
+            cached=self.cached,
+            sent=self.sent,
+            retries=self.retries,
+            in_flight=in_flight,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cost_usd=self.cost_usd,
+            lane=lane,
+        )
 
     def add(self, other: Totals) -> None:
         """Add `other` to these."""
