@@ -200,6 +200,8 @@ def _tokens(given: Sequence[Any], *, above: float = -math.inf) -> Iterator[_Toke
             logprob = one["logprob"]
             if above < logprob <= 1e-3:
                 said, shown = one.get("bytes"), one["token"]
-                yield bytes(said) if said else shown.encode("utf-8", "replace"), min(math.exp(logprob), 1.0)
+                # a number would be taken for a size
+                known = bytes(said) if said and isinstance(said, list) else None
+                yield known or shown.encode("utf-8", "replace"), min(math.exp(logprob), 1.0)
         except (AttributeError, LookupError, TypeError, ValueError):
             continue

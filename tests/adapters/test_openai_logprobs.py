@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapters.openai_logprobs import NO_CHANCE, read_label_logprobs
@@ -255,6 +255,7 @@ JUNK = st.recursive(
 )
 
 
+@example([{"token": "a", "logprob": 0.0, "bytes": 1 << 45}], "a", ("a", "ab"), None)
 @given(JUNK | st.lists(JUNK), st.text(max_size=4), st.sampled_from([("a", "ab"), ("no", "none", "é")]),
        st.sampled_from([None, "label"]))  # fmt: skip
 @settings(max_examples=200)
