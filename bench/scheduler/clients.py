@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -107,25 +107,33 @@ async def genai_sdk(task: Task) -> dict[str, Any]:
     config = types.GenerateContentConfig(
         system_instruction=SYSTEM.content, max_output_tokens=MAX_OUTPUT_TOKENS, temperature=0.0
     )
-    answers = 0
-    todo = until(task)
-    slots = asyncio.Semaphore(task.concurrency)
 
-    async def ask(number: int) -> None:
-        nonlocal answers
-        async with slots:
-            found = await client.aio.models.generate_content(
-                model=MODEL, contents=row_text(number), config=config
-            )
-        answers += bool(found.text)
+    async def ask(number: int) -> bool:
+        found = await client.aio.models.generate_content(
+            model=MODEL, contents=row_text(number), config=config
+        )
+        return bool(found.text)
 
     async with client.aio:
-        await ask(-1)
-        answers = 0
-        _meter.start()
-        async with asyncio.TaskGroup() as group:
-            for number in todo:
-                group.create_task(ask(number))
+        return await _under_a_semaphore(ask, task)
+
+
+async def _under_a_semaphore(ask: Callable[[int], Awaitable[bool]], task: Task) -> dict[str, Any]:
+    """A task for each request, so many at a time; the first one is asked before the meter starts."""
+    await ask(-1)  # what is imported and connected only then is no request's cost
+    answers = 0
+    slots = asyncio.Semaphore(task.concurrency)
+
+    async def one(number: int) -> None:
+        nonlocal answers
+        async with slots:
+            found = await ask(number)
+        answers += found  # only now: others have counted while this one waited
+
+    _meter.start()
+    async with asyncio.TaskGroup() as group:
+        for number in until(task):
+            group.create_task(one(number))
     return {"answers": answers}
 
 
@@ -134,26 +142,15 @@ async def openai_sdk(task: Task) -> dict[str, Any]:
     import openai  # noqa: PLC0415 - only where it is installed
 
     client = openai.AsyncOpenAI(api_key="none", base_url=f"{task.url}/v1", max_retries=0)
-    answers = 0
-    todo = until(task)
-    slots = asyncio.Semaphore(task.concurrency)
 
-    async def ask(number: int) -> None:
-        nonlocal answers
-        async with slots:
-            found = await client.chat.completions.create(
-                model=MODEL, messages=messages(number), max_tokens=MAX_OUTPUT_TOKENS
-            )
-        answers += bool(found.choices[0].message.content)
+    async def ask(number: int) -> bool:
+        found = await client.chat.completions.create(
+            model=MODEL, messages=messages(number), max_tokens=MAX_OUTPUT_TOKENS
+        )
+        return bool(found.choices[0].message.content)
 
     async with client:
-        await ask(-1)
-        answers = 0
-        _meter.start()
-        async with asyncio.TaskGroup() as group:
-            for number in todo:
-                group.create_task(ask(number))
-    return {"answers": answers}
+        return await _under_a_semaphore(ask, task)
 
 
 async def litellm_sdk(task: Task) -> dict[str, Any]:

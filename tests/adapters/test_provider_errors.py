@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -63,7 +64,8 @@ class Case:
     first: Expected | None = None
 
 
-def openai(
+def case(
+    provider: Literal["openai", "gemini"],
     name: str,
     status: int,
     body: bytes | Mapping[str, Any],
@@ -72,19 +74,11 @@ def openai(
     **headers: str,
 ) -> Case:
     named = {key.replace("_", "-").title(): value for key, value in headers.items()}
-    return Case("openai", name, http(status, body, named), later, first)
+    return Case(provider, name, http(status, body, named), later, first)
 
 
-def gemini(
-    name: str,
-    status: int,
-    body: bytes | Mapping[str, Any],
-    later: Expected,
-    first: Expected | None = None,
-    **headers: str,
-) -> Case:
-    named = {key.replace("_", "-").title(): value for key, value in headers.items()}
-    return Case("gemini", name, http(status, body, named), later, first)
+openai = partial(case, "openai")
+gemini = partial(case, "gemini")
 
 
 def no(reason: str, detail: str) -> AttemptFailure:
