@@ -4,7 +4,34 @@ Everything here is synchronous and CPU-bound: asynchronous callers use `asyncio.
 threads, so a process that has clustered must start others with `spawn`, never `fork`.
 """
 
-from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, inward
-from engine.clustering.exact import dbscan
+from __future__ import annotations
 
-__all__ = ["Cluster", "Clustering", "LongTail", "cluster_rules", "dbscan", "inward"]
+from typing import TYPE_CHECKING, Any
+
+from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, inward
+from engine.clustering.exact import dbscan, dbscan_grid
+from engine.clustering.labelling import Labelling, Setting
+
+if TYPE_CHECKING:
+    from engine.clustering.estimator import DBSCAN
+
+__all__ = [
+    "DBSCAN",
+    "Cluster",
+    "Clustering",
+    "Labelling",
+    "LongTail",
+    "Setting",
+    "cluster_rules",
+    "dbscan",
+    "dbscan_grid",
+    "inward",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DBSCAN":  # scikit-learn takes a second to import, and only users of the class need it
+        from engine.clustering.estimator import DBSCAN  # noqa: PLC0415
+
+        return DBSCAN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.clustering.exact import dbscan
-from engine.clustering.graph import BoolVector, IntVector
+from engine.clustering.spaces import BoolVector, IntVector
 from engine.types import FloatVector
 
 _VALUES_PER_BLOCK = 2**22

@@ -1,4 +1,4 @@
-"""DBSCAN on cosine distance, with scikit-learn's labels (C6).
+"""DBSCAN with scikit-learn's labels (C6), in the memory of its rows.
 
 Ester, Kriegel, Sander, Xu: A density-based algorithm for discovering clusters in large spatial databases with
 noise. KDD 1996.
@@ -7,15 +7,24 @@ noise. KDD 1996.
 from __future__ import annotations
 
 import math
-from hashlib import blake2b
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from engine.clustering.graph import BoolVector, IntVector, radius_graph, row_norms
+from engine.clustering.collapse import distinct_rows
+from engine.clustering.graph import label_by_graph
+from engine.clustering.labelling import Labelling, Setting
+from engine.clustering.spaces import BoolVector, IntVector, Metric, Space, row_norms
 from engine.types import FloatVector
+
+Backend: TypeAlias = Literal["auto", "faiss", "blocked"]
 
 # Embedders return rows within about 1e-6 of unit norm; a row further off than this was never normalised.
 _NORM_TOLERANCE = 1e-3
+# Up to here a search by FAISS takes less than what the blocked backend's compiled loops take to load.
+_SMALL = 3000
 
 
 def dbscan(vectors: FloatVector, *, eps: float, min_samples: int) -> tuple[IntVector, BoolVector]:
@@ -27,76 +36,85 @@ def dbscan(vectors: FloatVector, *, eps: float, min_samples: int) -> tuple[IntVe
     `DBSCAN(metric="cosine")` on the float64 copy of `vectors`, except where a pair lies within 1e-12 of
     `eps`. A zero row has no direction: its distance is 1 to every other row and 0 to itself.
 
-    Time is O(n²·d) on the distinct rows. Memory is O(n·d) plus the neighbour graph of the distinct rows
-    (about 25 bytes for each pair within `eps`); there is never a dense (n, n) matrix.
+    Time is O(n²·d) on the distinct rows at worst, memory O(n·d).
 
     Raises `ValueError` for an array of another shape or type, rows that are not finite or not of unit norm,
     an `eps` outside (0, 2) and a `min_samples` below 1.
     """
-    vectors = _checked(vectors, eps, min_samples)
-    if len(vectors) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.bool_)
-    # Rules repeat by the thousands. Equal rows have equal neighbourhoods, so one of them, weighted by their
-    # number, gives the label of all. The first occurrence stands for them: clusters are numbered by their
-    # first core row and a border row takes the lowest number, so keeping their order keeps the numbering.
-    first, inverse = distinct_rows(vectors)
-    labels, core = _weighted_dbscan(
-        vectors if len(first) == len(vectors) else vectors[first],
-        np.bincount(inverse, minlength=len(first)),
-        eps=eps,
-        min_samples=min_samples,
-    )
-    return labels[inverse], core[inverse]
+    found = dbscan_grid(vectors, [Setting(eps, min_samples)])[0]
+    return found.labels, found.core
 
 
-def distinct_rows(vectors: FloatVector) -> tuple[IntVector, IntVector]:
-    """First occurrences of the distinct rows, ascending, and for each row the position of its own among them.
+def dbscan_grid(
+    vectors: FloatVector, settings: Sequence[tuple[float, int]], *, threads: int | None = None
+) -> list[Labelling]:
+    """`dbscan` for several (eps, min_samples) at once, in one pass over the pairs of rows.
 
-    Zero rows are never equal to one another: scikit-learn puts them at distance 1.
+    Returns one `Labelling` for each of `settings`, in their order; raises as `dbscan` does. `threads` None
+    takes all processors that this process may use.
     """
-    is_zero = np.logical_not(vectors.any(axis=1))
-    seen: dict[object, int] = {}
-    first: list[int] = []
-    inverse = np.empty(len(vectors), np.int64)
-    for row, vector in enumerate(np.ascontiguousarray(vectors)):
-        # 128 bits in place of the row itself: a key of 16 bytes, and no two of a billion rows collide
-        key: object = row if is_zero[row] else blake2b(vector.data, digest_size=16).digest()
-        position = seen.setdefault(key, len(first))
-        if position == len(first):
-            first.append(row)
-        inverse[row] = position
-    return np.array(first, np.int64), inverse
+    asked = [Setting(float(eps), int(min_samples)) for eps, min_samples in settings]
+    for one in asked:
+        if not (math.isfinite(one.eps) and 0.0 < one.eps < 2.0):
+            raise ValueError(f"eps is a cosine distance between 0 and 2, both excluded, not {one.eps}")
+        if one.min_samples < 1:
+            raise ValueError(f"min_samples must be at least 1, not {one.min_samples}")
+    _check_unit(vectors)
+    return label(vectors, asked, metric="cosine", threads=threads)
 
 
-def _weighted_dbscan(
-    vectors: FloatVector, weights: IntVector, *, eps: float, min_samples: int
-) -> tuple[IntVector, BoolVector]:
-    """DBSCAN of rows that count `weights` times each, as scikit-learn's `sample_weight` means it."""
-    # scikit-learn takes a second to import and is needed only here
-    from scipy.sparse import csr_matrix  # noqa: PLC0415
-    from sklearn.cluster import DBSCAN  # noqa: PLC0415
+def label(
+    vectors: npt.NDArray[Any],
+    settings: Sequence[Setting],
+    *,
+    metric: Metric,
+    weights: npt.NDArray[Any] | None = None,
+    backend: Backend = "auto",
+    threads: int | None = None,
+) -> list[Labelling]:
+    """DBSCAN of finite float32 or float64 `vectors` (n, d) in each of `settings`.
 
+    `weights` (n,) as scikit-learn's `sample_weight`: None, or real numbers, negative ones too. Equal rows are
+    searched once. `backend` as in `DBSCAN`.
+    """
     n = len(vectors)
-    indptr, indices = radius_graph(vectors, eps)
-    # Whoever is in the graph is a neighbour, so every stored distance may be 0: one byte each, and
-    # scikit-learn finds the rows already sorted by distance and makes no sorted copy.
-    graph = csr_matrix((np.zeros(len(indices), np.int8), indices, indptr), shape=(n, n))
-    fit = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(graph, sample_weight=weights)
-    core = np.zeros(n, np.bool_)
-    core[fit.core_sample_indices_] = True
-    return fit.labels_.astype(np.int64), core
+    if n == 0 or not settings:
+        return [Labelling(one, np.empty(0, np.int64), np.empty(0, np.bool_)) for one in settings]
+    whole = weights is None or bool(
+        np.all((weights >= 1) & (weights == np.floor(weights)) & (weights < 2**31))
+    )
+    counted = np.ones(n, np.int64) if weights is None else weights.astype(np.int64 if whole else np.float64)
+    # Equal rows have equal neighbourhoods, so one of them with the weight of all gives the label of all. It
+    # is the first: clusters are numbered by their first core row and a border row takes the lowest number,
+    # so keeping their order keeps the numbering. Zero rows have no direction, so that no two of them are
+    # equal.
+    zero = np.logical_not(vectors.any(axis=1)) if metric == "cosine" else np.zeros(n, np.bool_)
+    kept, place = distinct_rows(vectors, zero) if whole else (np.arange(n), np.arange(n))
+    space = Space.of(vectors if len(kept) == n else vectors[kept], metric)
+    summed: npt.NDArray[Any] = np.bincount(place, counted, minlength=len(kept)).astype(counted.dtype)
+    if whole and _blocked(backend, len(kept), vectors.shape[1], settings):
+        # numba takes a second to import
+        from engine.clustering.blocked import label_by_blocks  # noqa: PLC0415
+
+        found = label_by_blocks(space, settings, summed, threads=threads)
+    else:
+        found = label_by_graph(space, settings, summed, threads=threads)
+    return [Labelling(one.setting, one.labels[place], one.core[place]) for one in found]
 
 
-def _checked(vectors: FloatVector, eps: float, min_samples: int) -> FloatVector:
-    if not (math.isfinite(eps) and 0.0 < eps < 2.0):
-        raise ValueError(f"eps is a cosine distance between 0 and 2, both excluded, not {eps}")
-    if min_samples < 1:
-        raise ValueError(f"min_samples must be at least 1, not {min_samples}")
+def _blocked(backend: Backend, n: int, dim: int, settings: Sequence[Setting]) -> bool:
+    if backend == "auto" and n <= _SMALL:
+        return False
+    # what the blocked backend notes of each row must stay within the memory of the rows
+    noted = sum(one.min_samples for one in settings)
+    return backend != "faiss" and noted <= max(1024, 4 * dim)
+
+
+def _check_unit(vectors: FloatVector) -> None:
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype != np.float32:
         raise ValueError(
             f"vectors must be float32 of shape (n, d), not {vectors.dtype} of shape {vectors.shape}"
         )
-    vectors = np.ascontiguousarray(vectors)
     norms = row_norms(vectors)
     # written so that a NaN fails it too
     bad = np.flatnonzero(~((np.abs(norms - 1.0) <= _NORM_TOLERANCE) | (norms == 0.0)))
@@ -104,4 +122,3 @@ def _checked(vectors: FloatVector, eps: float, min_samples: int) -> FloatVector:
         raise ValueError(
             f"vectors must have unit norm: row {bad[0]} has {norms[bad[0]]:g} ({bad.size} such rows)"
         )
-    return vectors

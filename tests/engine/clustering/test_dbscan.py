@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from engine.clustering import dbscan, graph
+from engine.clustering import dbscan, graph, spaces
 from engine.types import FloatVector
 
 
@@ -103,8 +103,9 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = rules(5, 400, 16, topics=6, spread=0.5)
     whole = assert_as_sklearn(vectors, 0.25, 5)
     assert whole.max() > 1
-    monkeypatch.setattr(graph, "_ROWS_PER_BLOCK", 7)
-    monkeypatch.setattr(graph, "_VALUES_PER_RECHECK", 40)
+    monkeypatch.setattr(graph, "_LEAST_ROWS", 7)
+    monkeypatch.setattr(graph, "_MOST_ROWS", 7)
+    monkeypatch.setattr(spaces, "_VALUES_PER_BLOCK", 40)
     np.testing.assert_array_equal(dbscan(vectors, eps=0.25, min_samples=5)[0], whole)
 
 

@@ -1,0 +1,195 @@
+"""DBSCAN in one pass over the upper triangle of the matrix of inner products, tile by tile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from joblib import cpu_count
+
+from engine.clustering import kernels
+from engine.clustering.bound import Bounds, upper_bounds
+from engine.clustering.kernels import Pairs, Tails
+from engine.clustering.labeller import Labeller
+from engine.clustering.labelling import Labelling, Setting
+from engine.clustering.spaces import IntVector, Space
+from engine.types import FloatVector
+
+_HEIGHT = 512
+_WIDTH = 2048
+_CHUNKS = 16  # of a task
+# Pairs collected before they are fed: what they settle need not be looked at again.
+_PAIRS = 2**13
+# A tile in which more pairs than this reach the target by their bounds is computed in full from there on.
+_ALONE = 2**16
+
+
+def label_by_blocks(
+    space: Space, settings: Sequence[Setting], weights: IntVector, *, threads: int | None = None
+) -> list[Labelling]:
+    """DBSCAN of `space` in each of `settings`; a row counts `weights` times, whole numbers of at least 1.
+
+    A tile is not computed where all its rows are core and of one component already. Of the others first an
+    upper bound of each product, where that pays, then the products of the pairs that reach eps by it.
+    Memory, beside the rows: a sixth to a half of them for the bounds, about 15 MB a thread, and the state of
+    `Labeller`.
+
+    `threads` None takes all processors that this process may use; each runs BLAS in one thread.
+    """
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it looks for every loaded library
+
+    random = np.random.default_rng(0)  # the labels do not depend on it
+    labeller = Labeller(space, settings, weights)
+    workers = threads or cpu_count()
+    with threadpool_limits(1, user_api="blas"):
+        bounds = upper_bounds(space, float(labeller.state.targets.min()), random)
+        rest = random.permutation(len(space))
+        # In dense regions a few random rows make most others core, and join them. As long as they do, more of
+        # them meet all others first.
+        core, gained = 0, len(space)
+        while gained > _HEIGHT and len(rest):
+            _Rows(space, bounds, labeller, rest, min(_HEIGHT, len(rest))).meet(workers)
+            rest = rest[_HEIGHT:]
+            labeller.flatten()
+            before, core = core, int(np.count_nonzero(labeller.state.core))
+            gained = core - before
+        if len(rest):
+            rest = labeller.by_component(np.sort(rest))
+            _Rows(space, bounds, labeller, rest, len(rest)).meet(workers)
+    return labeller.labellings()
+
+
+class _Rows:
+    """The first `height` rows of `order`, which are to meet all rows that come after them."""
+
+    def __init__(
+        self,
+        space: Space,
+        bounds: Bounds | None,
+        labeller: Labeller,
+        order: IntVector,
+        height: int,
+    ) -> None:
+        self._space = space
+        self._labeller = labeller
+        self._order = order
+        self._height = height
+        self._offset = space.offset[order]
+        self._bounded = bounds is not None
+        if bounds is not None:
+            self._leading = bounds.leading[order]
+            self._bound_offset = bounds.offset[order]
+            self._tails = Tails(bounds.leading, bounds.further)
+        span = _WIDTH * _CHUNKS
+        # rows that are not core come last in the order and first here: they may become core, and join others
+        tasks = [(row, at) for row in range(0, height, _HEIGHT) for at in range(row, len(order), span)]
+        self._tasks = iter([(row, at, min(at + span, len(order))) for row, at in reversed(tasks)])
+        self._taking = threading.Lock()
+        self._feeding = threading.Lock()
+
+    def meet(self, workers: int) -> None:
+        """Feed every pair that could change anything to the labeller."""
+        if workers == 1:
+            self._work()
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for done in [pool.submit(self._work) for _ in range(workers)]:
+                done.result()
+
+    def _work(self) -> None:
+        desk = _Desk(self._space.rows.shape[1])
+        while (task := self._take()) is not None:
+            row, start, stop = task
+            rows = slice(row, min(row + _HEIGHT, self._height))
+            for left in range(start, stop, _WIDTH):
+                self._tile(desk, rows, slice(left, min(left + _WIDTH, stop)))
+            with self._feeding:
+                self._labeller.flatten()
+
+    def _take(self) -> tuple[int, int, int] | None:
+        with self._taking:
+            return next(self._tasks, None)
+
+    def _tile(self, desk: _Desk, rows: slice, columns: slice) -> None:
+        least = self._labeller.open_target(self._order[rows], self._order[columns])
+        if least is None:
+            return
+        if self._bounded:
+            rows = self._by_bounds(desk, rows, columns, least)
+        if rows.start == rows.stop:
+            return
+        left = desk.gather(self._space.rows, self._order[rows], 0)
+        right = desk.gather(self._space.rows, self._order[columns], _HEIGHT)
+        products = desk.product(left, right)
+        while rows.start < rows.stop:
+            count, done = self._scan(desk, products, rows, columns, least, offset=self._offset)
+            self._feed(desk, count)
+            rows, products = slice(rows.start + done, rows.stop), products[done:]
+
+    def _by_bounds(self, desk: _Desk, rows: slice, columns: slice, least: float) -> slice:
+        """Feed the pairs of a tile that bounds leave over. Returns the rows for which that were too many."""
+        products = desk.product(self._leading[rows], self._leading[columns])
+        alone = 0
+        while rows.start < rows.stop and alone < _ALONE:
+            count, done = self._scan(desk, products, rows, columns, least, offset=self._bound_offset)
+            alone += count
+            self._feed(
+                desk,
+                kernels.refine(self._labeller.rows, self._tails, self._labeller.state, desk.pairs, count),
+            )
+            rows, products = slice(rows.start + done, rows.stop), products[done:]
+        return rows
+
+    def _scan(
+        self,
+        desk: _Desk,
+        products: FloatVector,
+        rows: slice,
+        columns: slice,
+        least: float,
+        *,
+        offset: FloatVector,
+    ) -> tuple[int, int]:
+        return kernels.scan(
+            products,
+            self._order[rows],
+            self._order[columns],
+            offset[rows],
+            offset[columns],
+            rows.start - columns.start + 1,
+            least,
+            self._labeller.state,
+            desk.pairs,
+        )
+
+    def _feed(self, desk: _Desk, count: int) -> None:
+        if count:
+            with self._feeding:
+                self._labeller.feed(desk.pairs, count)
+
+
+class _Desk:
+    """What one thread works on, allocated once."""
+
+    def __init__(self, dim: int) -> None:
+        self.pairs = Pairs(np.empty((_PAIRS + _WIDTH, 2), np.int32), np.empty(_PAIRS + _WIDTH, np.float32))
+        self._products = np.empty(_HEIGHT * _WIDTH, np.float32)
+        self._dim = dim
+        self._rows: FloatVector | None = None
+
+    def product(self, left: FloatVector, right: FloatVector) -> FloatVector:
+        """The inner products of `left` (r, k) with `right` (c, k), (r, c); overwritten by the next."""
+        out = self._products[: len(left) * len(right)].reshape(len(left), len(right))
+        np.matmul(left, right.T, out=out)
+        return out
+
+    def gather(self, vectors: FloatVector, rows: IntVector, start: int) -> FloatVector:
+        """Copies of `rows` of `vectors`, at row `start` of the desk."""
+        if self._rows is None:
+            self._rows = np.empty((_HEIGHT + _WIDTH, self._dim), np.float32)
+        out = self._rows[start : start + len(rows)]
+        # row numbers are good; to have them checked would take a buffer
+        np.take(vectors, rows, axis=0, out=out, mode="clip")
+        return out
