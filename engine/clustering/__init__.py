@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.clustering.calibration import Calibration, calibrated_clusters
 from engine.clustering.clusters import Cluster, Clustering, LongTail, cluster_rules, inward
 from engine.clustering.exact import dbscan, dbscan_grid
+from engine.clustering.hierarchical import hdbscan_rules
 from engine.clustering.labelling import Labelling, Setting
 
 if TYPE_CHECKING:
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DBSCAN",
+    "Calibration",
     "Cluster",
     "Clustering",
     "Labelling",
     "LongTail",
     "Setting",
+    "calibrated_clusters",
     "cluster_rules",
     "dbscan",
     "dbscan_grid",
+    "hdbscan_rules",
     "inward",
 ]
 

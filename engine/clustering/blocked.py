@@ -17,8 +17,8 @@ from engine.clustering.labelling import Labelling, Setting
 from engine.clustering.spaces import IntVector, Space
 from engine.types import FloatVector
 
-_HEIGHT = 512
-_WIDTH = 2048
+HEIGHT = 512
+WIDTH = 2048
 _CHUNKS = 16  # of a task
 # Pairs collected before they are fed: what they settle need not be looked at again.
 _PAIRS = 2**13
@@ -44,14 +44,14 @@ def label_by_blocks(
     labeller = Labeller(space, settings, weights)
     workers = threads or cpu_count()
     with threadpool_limits(1, user_api="blas"):
-        bounds = upper_bounds(space, float(labeller.state.targets.min()), random)
+        bounds = upper_bounds(space, sorted(set(labeller.state.targets.tolist())), random)
         rest = random.permutation(len(space))
         # In dense regions a few random rows make most others core, and join them. As long as they do, more of
         # them meet all others first.
         core, gained = 0, len(space)
-        while gained > _HEIGHT and len(rest):
-            _Rows(space, bounds, labeller, rest, min(_HEIGHT, len(rest))).meet(workers)
-            rest = rest[_HEIGHT:]
+        while gained > HEIGHT and len(rest):
+            _Rows(space, bounds, labeller, rest, min(HEIGHT, len(rest))).meet(workers)
+            rest = rest[HEIGHT:]
             labeller.flatten()
             before, core = core, int(np.count_nonzero(labeller.state.core))
             gained = core - before
@@ -77,14 +77,16 @@ class _Rows:
         self._order = order
         self._height = height
         self._offset = space.offset[order]
-        self._bounded = bounds is not None
+        self._no_rest = np.zeros(len(order), np.float32)
+        self._bounds = bounds
         if bounds is not None:
-            self._leading = bounds.leading[order]
+            widest = max(bounds.widths.values())
+            self._coordinates = bounds.coordinates[order, :widest]
+            self._rests = {width: bounds.rests[width][order] for width in set(bounds.widths.values())}
             self._bound_offset = bounds.offset[order]
-            self._tails = Tails(bounds.leading, bounds.further)
-        span = _WIDTH * _CHUNKS
+        span = WIDTH * _CHUNKS
         # rows that are not core come last in the order and first here: they may become core, and join others
-        tasks = [(row, at) for row in range(0, height, _HEIGHT) for at in range(row, len(order), span)]
+        tasks = [(row, at) for row in range(0, height, HEIGHT) for at in range(row, len(order), span)]
         self._tasks = iter([(row, at, min(at + span, len(order))) for row, at in reversed(tasks)])
         self._taking = threading.Lock()
         self._feeding = threading.Lock()
@@ -99,12 +101,12 @@ class _Rows:
                 done.result()
 
     def _work(self) -> None:
-        desk = _Desk(self._space.rows.shape[1])
+        desk = Desk(self._space.rows.shape[1])
         while (task := self._take()) is not None:
             row, start, stop = task
-            rows = slice(row, min(row + _HEIGHT, self._height))
-            for left in range(start, stop, _WIDTH):
-                self._tile(desk, rows, slice(left, min(left + _WIDTH, stop)))
+            rows = slice(row, min(row + HEIGHT, self._height))
+            for left in range(start, stop, WIDTH):
+                self._tile(desk, rows, slice(left, min(left + WIDTH, stop)))
             with self._feeding:
                 self._labeller.flatten()
 
@@ -112,45 +114,47 @@ class _Rows:
         with self._taking:
             return next(self._tasks, None)
 
-    def _tile(self, desk: _Desk, rows: slice, columns: slice) -> None:
+    def _tile(self, desk: Desk, rows: slice, columns: slice) -> None:
         least = self._labeller.open_target(self._order[rows], self._order[columns])
         if least is None:
             return
-        if self._bounded:
-            rows = self._by_bounds(desk, rows, columns, least)
+        if self._bounds is not None and least in self._bounds.widths:
+            rows = self._by_bounds(self._bounds, desk, rows, columns, least)
         if rows.start == rows.stop:
             return
         left = desk.gather(self._space.rows, self._order[rows], 0)
-        right = desk.gather(self._space.rows, self._order[columns], _HEIGHT)
+        right = desk.gather(self._space.rows, self._order[columns], HEIGHT)
         products = desk.product(left, right)
         while rows.start < rows.stop:
-            count, done = self._scan(desk, products, rows, columns, least, offset=self._offset)
+            count, done = self._scan(desk, products, rows, columns, least, self._offset, self._no_rest)
             self._feed(desk, count)
             rows, products = slice(rows.start + done, rows.stop), products[done:]
 
-    def _by_bounds(self, desk: _Desk, rows: slice, columns: slice, least: float) -> slice:
+    def _by_bounds(self, bounds: Bounds, desk: Desk, rows: slice, columns: slice, least: float) -> slice:
         """Feed the pairs of a tile that bounds leave over. Returns the rows for which that were too many."""
-        products = desk.product(self._leading[rows], self._leading[columns])
+        width = bounds.widths[least]
+        rest = self._rests[width]
+        last = bounds.coordinates.shape[1]
+        tails = Tails(bounds.coordinates, width, bounds.rests[width], bounds.rests[last])
+        products = desk.product(self._coordinates[rows, :width], self._coordinates[columns, :width])
         alone = 0
         while rows.start < rows.stop and alone < _ALONE:
-            count, done = self._scan(desk, products, rows, columns, least, offset=self._bound_offset)
+            count, done = self._scan(desk, products, rows, columns, least, self._bound_offset, rest)
             alone += count
-            self._feed(
-                desk,
-                kernels.refine(self._labeller.rows, self._tails, self._labeller.state, desk.pairs, count),
-            )
+            count = kernels.refine(self._labeller.rows, tails, self._labeller.state, desk.pairs, count)
+            self._feed(desk, count)
             rows, products = slice(rows.start + done, rows.stop), products[done:]
         return rows
 
-    def _scan(
+    def _scan(  # noqa: PLR0917 - of a tile all of these
         self,
-        desk: _Desk,
+        desk: Desk,
         products: FloatVector,
         rows: slice,
         columns: slice,
         least: float,
-        *,
         offset: FloatVector,
+        rest: FloatVector,
     ) -> tuple[int, int]:
         return kernels.scan(
             products,
@@ -158,24 +162,26 @@ class _Rows:
             self._order[columns],
             offset[rows],
             offset[columns],
+            rest[rows],
+            rest[columns],
             rows.start - columns.start + 1,
             least,
             self._labeller.state,
             desk.pairs,
         )
 
-    def _feed(self, desk: _Desk, count: int) -> None:
+    def _feed(self, desk: Desk, count: int) -> None:
         if count:
             with self._feeding:
                 self._labeller.feed(desk.pairs, count)
 
 
-class _Desk:
+class Desk:
     """What one thread works on, allocated once."""
 
     def __init__(self, dim: int) -> None:
-        self.pairs = Pairs(np.empty((_PAIRS + _WIDTH, 2), np.int32), np.empty(_PAIRS + _WIDTH, np.float32))
-        self._products = np.empty(_HEIGHT * _WIDTH, np.float32)
+        self.pairs = Pairs(np.empty((_PAIRS + WIDTH, 2), np.int32), np.empty(_PAIRS + WIDTH, np.float32))
+        self._products = np.empty(HEIGHT * WIDTH, np.float32)
         self._dim = dim
         self._rows: FloatVector | None = None
 
@@ -188,7 +194,7 @@ class _Desk:
     def gather(self, vectors: FloatVector, rows: IntVector, start: int) -> FloatVector:
         """Copies of `rows` of `vectors`, at row `start` of the desk."""
         if self._rows is None:
-            self._rows = np.empty((_HEIGHT + _WIDTH, self._dim), np.float32)
+            self._rows = np.empty((HEIGHT + WIDTH, self._dim), np.float32)
         out = self._rows[start : start + len(rows)]
         # row numbers are good; to have them checked would take a buffer
         np.take(vectors, rows, axis=0, out=out, mode="clip")

@@ -1,13 +1,14 @@
-"""Cheap upper bounds of inner products: leading components, and the norm of the rest as one more."""
+"""Cheap upper bounds of inner products: leading components, and the norms of what they leave."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine.clustering.spaces import ROUNDOFF, Space
+from engine.clustering.spaces import ROUNDOFF, BoolVector, Space
 from engine.types import FloatVector
 
 # Rows for the components, and for the pairs on which their number is chosen.
@@ -20,7 +21,9 @@ _MORE = 128
 # tightening a bound, computing a product alone.
 _LOOK, _TIGHTEN, _ALONE = 4.0, 2.5, 9.0
 _LOOKED_AT = 64
-# Below this many rows or values there is little to save; and a bound must save at least this share.
+# A bound must save at least this share of the work.
+_WORTH = 0.2
+# Below this many rows or values there is little to save.
 _LEAST_ROWS = 4096
 _LEAST_DIM = 64
 _BLOCK = 4096
@@ -28,84 +31,100 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bounds:
-    """Two upper bounds of `rows[i] @ rows[j]`, for rows of at most unit norm.
+    """Upper bounds of `rows[i] @ rows[j]`, for rows of at most unit norm.
 
-    `leading` (n, k + 1): the inner product of two of its rows, plus both `offset`s (which hold those of the
-    space), is never below the value of the pair. With an orthonormal basis of k directions, x·y = a·b + p·q
-    where a, b are the coordinates in them and p, q what is left of x and y; and p·q ≤ |p||q|. `further` (n,
-    129) holds the next 128 coordinates and what is left after them.
+    With an orthonormal basis of k directions, x·y = a·b + p·q where a, b are the coordinates in them and p, q
+    what is left of x and y; and p·q ≤ |p||q|. `coordinates` (n, m) are in the basis, the strongest directions
+    first; `rests[k]` (n,) the norms of what the first k leave, for those k that are used and for all m.
+    The first k coordinates' product, plus that of the rests and both `offset`s (which hold those of the
+    space), is never below the value of a pair.
+
+    `widths` gives k for each target: the more of the pairs a target rules out, the fewer will do.
     """
 
-    leading: FloatVector
-    further: FloatVector
+    coordinates: FloatVector
+    rests: dict[int, FloatVector]
     offset: FloatVector
+    widths: dict[float, int]
 
 
-def upper_bounds(space: Space, target: float, random: np.random.Generator) -> Bounds | None:
+def upper_bounds(space: Space, targets: Sequence[float], random: np.random.Generator) -> Bounds | None:
     """Bounds in the directions in which a sample of the rows is strongest; None where they would save too
     little.
 
-    Their number is the one at which the bounds and what is still to be computed, of pairs that reach `target`
-    by them only, cost least on a sample of pairs.
+    For each of `targets` the number of coordinates is the one at which the bounds, and what is still to be
+    computed of pairs that reach the target by them only, cost least on a sample of pairs.
     """
     n, d = space.rows.shape
     if n < _LEAST_ROWS or d < _LEAST_DIM:
         return None
-    sample = random.choice(n, _ROWS_FOR_BASIS, replace=False)
+    sample = random.choice(n, min(n, _ROWS_FOR_BASIS), replace=False)
     rows = space.rows[sample]
     basis = np.linalg.eigh((rows.T @ rows).astype(np.float64))[1][:, ::-1].astype(np.float32)
-    width = _best_width(rows[:_ROWS_FOR_CHOICE], space.offset[sample[:_ROWS_FOR_CHOICE]], basis, target)
-    if not width:
+    trial = _Trial(rows[:_ROWS_FOR_CHOICE], space.offset[sample[:_ROWS_FOR_CHOICE]], basis)
+    widths = {target: width for target in targets if (width := trial.best_width(target))}
+    if not widths:
         return None
-    error = _projection_error(d, width + _MORE)
-    further_width = min(width + _MORE, d)
-    leading = np.empty((n, width + 1), np.float32)
-    further = np.empty((n, further_width - width + 1), np.float32)
+    full = min(max(widths.values()) + _MORE, d)
+    error = _projection_error(d, full)
+    coordinates = np.empty((n, full), np.float32)
+    rests = {width: np.empty(n, np.float32) for width in sorted({*widths.values(), full})}
     for start in range(0, n, _BLOCK):
         part = slice(start, start + _BLOCK)
         block = space.rows[part]
-        coordinates = block @ basis[:, :further_width]
-        leading[part, :-1] = coordinates[:, :width]
-        leading[part, -1] = _rest(block, coordinates[:, :width], error)
-        further[part, :-1] = coordinates[:, width:]
-        further[part, -1] = _rest(block, coordinates, error)
-    return Bounds(leading, further, space.offset + np.float32(error))
+        np.matmul(block, basis[:, :full], out=coordinates[part])
+        for width, rest in rests.items():
+            rest[part] = _rest(block, coordinates[part, :width], error)
+    return Bounds(coordinates, rests, space.offset + np.float32(error), widths)
 
 
-def _best_width(rows: FloatVector, offset: FloatVector, basis: FloatVector, target: float) -> int:
-    d = rows.shape[1]
-    pairs = np.triu_indices(len(rows), 1)
-    least = (target - (offset[:, None] + offset))[pairs]
-    beyond = (rows @ rows.T)[pairs] < least
-    coordinates = rows @ basis
+class _Trial:
+    """What bounds of several widths would cost, on a sample of pairs."""
 
-    def passing(width: int) -> float:
-        part = coordinates[:, :width]
-        rest = _rest(rows, part, 0.0)
-        bounds = part @ part.T + np.outer(rest, rest)
-        return float(np.mean(beyond & (bounds[pairs] >= least)))
+    def __init__(self, rows: FloatVector, offset: FloatVector, basis: FloatVector) -> None:
+        self._dim = rows.shape[1]
+        self._rows = rows
+        self._coordinates = rows @ basis
+        self._pairs = np.triu_indices(len(rows), 1)
+        self._offset = (offset[:, None] + offset)[self._pairs]
+        self._products = (rows @ rows.T)[self._pairs]
+        self._bounds: dict[int, FloatVector] = {}
 
-    best, best_width = 0.8, 0
-    for width in _WIDTHS:
-        if width > d // 2:
-            break
-        looked = passing(width)
-        cost = (width + 1) / d + _TIGHTEN * looked + _LOOK * (1.0 - (1.0 - looked) ** _LOOKED_AT) / _LOOKED_AT
-        if cost >= best:
-            continue
-        cost += _ALONE * passing(min(width + _MORE, d))
-        if cost < best:
-            best, best_width = cost, width
-    return best_width
+    def best_width(self, target: float) -> int:
+        """The width at which `target` costs least; 0 where none saves enough."""
+        least = target - self._offset
+        beyond = self._products < least
+        best, best_width = 1.0 - _WORTH, 0
+        for width in _WIDTHS:
+            if width > self._dim // 2:
+                break
+            looked = self._passing(width, beyond, least)
+            cost = (width + 1) / self._dim + _TIGHTEN * looked
+            cost += _LOOK * (1.0 - (1.0 - looked) ** _LOOKED_AT) / _LOOKED_AT
+            if cost >= best:
+                continue
+            cost += _ALONE * self._passing(min(width + _MORE, self._dim), beyond, least)
+            if cost < best:
+                best, best_width = cost, width
+        return best_width
+
+    def _passing(self, width: int, beyond: BoolVector, least: FloatVector) -> float:
+        """The share of pairs that reach their target by the bound only."""
+        if width not in self._bounds:
+            part = self._coordinates[:, :width]
+            rest = _rest(self._rows, part, 0.0)
+            self._bounds[width] = (part @ part.T + np.outer(rest, rest))[self._pairs]
+        return float(np.mean(beyond & (self._bounds[width] >= least)))
 
 
 def _projection_error(dim: int, width: int) -> float:
     """How far coordinates in float32 can put an inner product of two rows of at most unit norm off.
 
     Each coordinate errs by at most about `dim` unit roundoffs, as a basis vector has unit norm, all of them
-    together by the square root of `width` times that; and both rows do.
+    together by the square root of `width` times that; and both rows do. What is left of a row errs by as much
+    in the square, and by the two sums of squares that it is the difference of.
     """
-    return 2.0 * math.sqrt(width) * (dim + 8) * ROUNDOFF
+    return 2.0 * (math.sqrt(width) + 1.0) * (dim + 8) * ROUNDOFF
 
 
 def _rest(rows: FloatVector, coordinates: FloatVector, error: float) -> FloatVector:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.clustering.centring import centred
 from engine.clustering.exact import dbscan
-from engine.clustering.spaces import BoolVector, IntVector
+from engine.clustering.spaces import BoolVector, DoubleVector, IntVector
 from engine.types import FloatVector
 
 _VALUES_PER_BLOCK = 2**22
@@ -20,7 +21,10 @@ class Cluster:
     """One cluster. `members` are row numbers, int64 ascending; `centroid` is (d,) float32 of unit norm,
     the direction of the mean of the members.
 
-    `group` is the group whose rows were clustered, None where all were clustered together.
+    `group` is the group whose rows were clustered, None where all were clustered together. `eps` is the
+    cosine distance up to which its rows count as neighbours. Where a common direction was taken off the rows
+    before they were clustered, `mean` (d,) is what was taken off, and centroid and distances are those of
+    what was left; else it is None.
     """
 
     number: int
@@ -28,6 +32,8 @@ class Cluster:
     members: IntVector = field(repr=False)
     core_count: int
     centroid: FloatVector = field(repr=False)
+    eps: float
+    mean: FloatVector | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -63,6 +69,22 @@ class Clustering:
     long_tail: LongTail = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows that were clustered together: `group`, their numbers `rows` ascending, and what became of them.
+
+    `labels` and `core` are (len(rows),), clusters numbered from 0; `eps` float64, one for each cluster;
+    `mean` as in `Cluster`.
+    """
+
+    group: str | None
+    rows: IntVector
+    labels: IntVector
+    core: BoolVector
+    eps: DoubleVector
+    mean: FloatVector | None = None
+
+
 def cluster_rules(
     vectors: FloatVector, groups: Sequence[str] | None, *, eps: float, min_samples: int
 ) -> Clustering:
@@ -73,34 +95,49 @@ def cluster_rules(
 
     Raises `ValueError` as `dbscan` does, and where `groups` has not one entry per row.
     """
-    if groups is not None and len(groups) != len(vectors):
-        raise ValueError(f"{len(vectors)} vectors need as many groups, not {len(groups)}")
+    parts = []
+    for group, rows in rows_by_group(groups, len(vectors)):
+        labels, core = dbscan(
+            vectors if len(rows) == len(vectors) else vectors[rows], eps=eps, min_samples=min_samples
+        )
+        found = int(labels.max(initial=-1)) + 1
+        parts.append(Part(group, rows, labels, core, np.full(found, eps)))
+    return assemble(vectors, parts)
+
+
+def assemble(vectors: FloatVector, parts: Sequence[Part]) -> Clustering:
+    """One clustering of all rows of `vectors` (n, d) from `parts` that hold each row once.
+
+    The cluster numbers run on from one part to the next.
+    """
     n = len(vectors)
     labels = np.full(n, -1, np.int64)
     core = np.zeros(n, np.bool_)
     nearest = np.full(n, -1, np.int64)
     cosine = np.full(n, np.nan, np.float32)
     clusters: list[Cluster] = []
-    for group, rows in _rows_by_group(groups, n):
-        part = vectors if len(rows) == n else vectors[rows]
-        part_labels, part_core = dbscan(part, eps=eps, min_samples=min_samples)
+    for part in parts:
+        rows = part.rows
+        own = centred(vectors if len(rows) == n else vectors[rows], part.mean)
         found = [
             Cluster(
                 number=len(clusters) + number,
-                group=group,
+                group=part.group,
                 members=rows[members],
-                core_count=int(part_core[members].sum()),
-                centroid=_centroid(part[members]),
+                core_count=int(part.core[members].sum()),
+                centroid=_centroid(own[members]),
+                eps=float(part.eps[number]),
+                mean=part.mean,
             )
-            for number, members in enumerate(_members(part_labels))
+            for number, members in enumerate(_members(part.labels))
         ]
-        noise = np.flatnonzero(part_labels == -1)
+        noise = np.flatnonzero(part.labels == -1)
         if found and noise.size:
-            number, similarity = _nearest(part, noise, np.stack([cluster.centroid for cluster in found]))
+            number, similarity = _nearest(own, noise, np.stack([cluster.centroid for cluster in found]))
             nearest[rows[noise]] = number + len(clusters)
             cosine[rows[noise]] = similarity
-        labels[rows] = np.where(part_labels == -1, -1, part_labels + len(clusters))
-        core[rows] = part_core
+        labels[rows] = np.where(part.labels == -1, -1, part.labels + len(clusters))
+        core[rows] = part.core
         clusters += found
     tail = np.flatnonzero(labels == -1)
     return Clustering(labels, core, tuple(clusters), LongTail(tail, nearest[tail], cosine[tail]))
@@ -109,16 +146,23 @@ def cluster_rules(
 def inward(vectors: FloatVector, cluster: Cluster) -> IntVector:
     """The members of `cluster`, nearest to its centroid first: row numbers, int64.
 
-    `vectors` are the ones that were clustered. Of rows equally near the first goes first.
+    `vectors` are the ones that were clustered, as they came from the embedder. Of rows equally near the first
+    goes first.
     """
-    nearness = vectors[cluster.members] @ cluster.centroid
+    nearness = centred(vectors[cluster.members], cluster.mean) @ cluster.centroid
     return cluster.members[np.argsort(-nearness, kind="stable")]
 
 
-def _rows_by_group(groups: Sequence[str] | None, n: int) -> Iterator[tuple[str | None, IntVector]]:
+def rows_by_group(groups: Sequence[str] | None, n: int) -> Iterator[tuple[str | None, IntVector]]:
+    """The row numbers of each group, ascending, groups in sorted order; all n rows where `groups` is None.
+
+    Raises `ValueError` where `groups` has not n entries.
+    """
     if groups is None:
         yield None, np.arange(n)
         return
+    if len(groups) != n:
+        raise ValueError(f"{n} vectors need as many groups, not {len(groups)}")
     rows: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)

@@ -53,13 +53,8 @@ def dbscan_grid(
     Returns one `Labelling` for each of `settings`, in their order; raises as `dbscan` does. `threads` None
     takes all processors that this process may use.
     """
-    asked = [Setting(float(eps), int(min_samples)) for eps, min_samples in settings]
-    for one in asked:
-        if not (math.isfinite(one.eps) and 0.0 < one.eps < 2.0):
-            raise ValueError(f"eps is a cosine distance between 0 and 2, both excluded, not {one.eps}")
-        if one.min_samples < 1:
-            raise ValueError(f"min_samples must be at least 1, not {one.min_samples}")
-    _check_unit(vectors)
+    asked = [checked_setting(eps, min_samples) for eps, min_samples in settings]
+    check_unit(vectors)
     return label(vectors, asked, metric="cosine", threads=threads)
 
 
@@ -86,9 +81,9 @@ def label(
     counted = np.ones(n, np.int64) if weights is None else weights.astype(np.int64 if whole else np.float64)
     # Equal rows have equal neighbourhoods, so one of them with the weight of all gives the label of all. It
     # is the first: clusters are numbered by their first core row and a border row takes the lowest number,
-    # so keeping their order keeps the numbering. Zero rows have no direction, so that no two of them are
-    # equal.
-    zero = np.logical_not(vectors.any(axis=1)) if metric == "cosine" else np.zeros(n, np.bool_)
+    # so keeping their order keeps the numbering. Zero rows (and those whose squares are) have no direction,
+    # so that no two of them are equal.
+    zero = row_norms(vectors) == 0.0 if metric == "cosine" else np.zeros(n, np.bool_)
     kept, place = distinct_rows(vectors, zero) if whole else (np.arange(n), np.arange(n))
     space = Space.of(vectors if len(kept) == n else vectors[kept], metric)
     summed: npt.NDArray[Any] = np.bincount(place, counted, minlength=len(kept)).astype(counted.dtype)
@@ -110,7 +105,18 @@ def _blocked(backend: Backend, n: int, dim: int, settings: Sequence[Setting]) ->
     return backend != "faiss" and noted <= max(1024, 4 * dim)
 
 
-def _check_unit(vectors: FloatVector) -> None:
+def checked_setting(eps: float, min_samples: int) -> Setting:
+    """The two as a setting for cosine distance; raises `ValueError` as `dbscan` does."""
+    found = Setting(float(eps), int(min_samples))
+    if not (math.isfinite(found.eps) and 0.0 < found.eps < 2.0):
+        raise ValueError(f"eps is a cosine distance between 0 and 2, both excluded, not {found.eps}")
+    if found.min_samples < 1 or found.min_samples != min_samples:
+        raise ValueError(f"min_samples must be a whole number of at least 1, not {min_samples}")
+    return found
+
+
+def check_unit(vectors: FloatVector) -> None:
+    """Raise `ValueError` where `vectors` are not float32 (n, d) with rows of unit norm or zero."""
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype != np.float32:
         raise ValueError(
             f"vectors must be float32 of shape (n, d), not {vectors.dtype} of shape {vectors.shape}"

@@ -107,7 +107,7 @@ def neighbour_blocks(
             stop = min(start + step, len(space))
             # FAISS wants more than the radius, the neighbours have it at least
             limits, products, found = index.range_search(
-                asking[start:stop], np.nextafter(np.float32(least), -4)
+                asking[start:stop], np.nextafter(np.float32(least), np.float32(-np.inf))
             )
             per_row = np.diff(limits.astype(np.int64))
             rows = np.repeat(np.arange(start, stop), per_row)

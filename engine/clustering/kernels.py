@@ -58,10 +58,14 @@ class Rows(NamedTuple):
 
 
 class Tails(NamedTuple):
-    """What tightens the bounds of pairs: see `Bounds`."""
+    """What tightens the bounds of pairs; see `Bounds`. `rest` (n,) belongs to the first bound, whose width is
+    given with it, `last_rest` (n,) to all `coordinates` (n, m).
+    """
 
-    leading: npt.NDArray[np.float32]
-    further: npt.NDArray[np.float32]
+    coordinates: npt.NDArray[np.float32]
+    width: int
+    rest: npt.NDArray[np.float32]
+    last_rest: npt.NDArray[np.float32]
 
 
 class Pairs(NamedTuple):
@@ -71,12 +75,18 @@ class Pairs(NamedTuple):
     values: npt.NDArray[np.float32]
 
 
-def _compiled(function: _F) -> _F:
-    return cast(_F, numba.njit(nogil=True, cache=True, fastmath=_FLAGS)(function))
+def _compiled(function: _F, inline: str = "never") -> _F:
+    options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "inline": inline}
+    try:
+        return cast(_F, numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        # A package that root installed, run by a user without a home: numba finds no folder for its cache
+        # and refuses. Then each process compiles anew, unless NUMBA_CACHE_DIR names a folder to write to.
+        return cast(_F, numba.njit(**options)(function))
 
 
 def _inlined(function: _F) -> _F:
-    return cast(_F, numba.njit(nogil=True, cache=True, fastmath=_FLAGS, inline="always")(function))
+    return _compiled(function, inline="always")
 
 
 @_inlined
@@ -122,12 +132,16 @@ def scan(
     columns: Any,
     row_offset: Any,
     column_offset: Any,
+    row_rest: Any,
+    column_rest: Any,
     ahead: int,
     least: float,
     state: State,
     found: Pairs,
 ) -> tuple[int, int]:
-    """Collect the open pairs of a tile whose product plus both offsets is at least `least`, row by row.
+    """Collect the open pairs of a tile whose value is at least `least`, row by row.
+
+    A value is the product plus both offsets plus the product of the rests (zero where products are whole).
 
     `products` (r, c) are inner products of the rows numbered `rows` with those numbered `columns`. Row 0
     meets the columns from `ahead` on (all of them where that is negative), and each next row one column
@@ -139,20 +153,26 @@ def scan(
     for r in range(len(rows)):
         if count + width > len(found.values):
             return count, r
-        needed = np.float32(least - row_offset[r])
+        needed, rest = np.float32(least - row_offset[r]), row_rest[r]
         for left in range(max(0, r + ahead), width, _STRIDE):
             right = min(left + _STRIDE, width)
-            part, part_offset = products[r, left:right], column_offset[left:right]
+            part, part_offset, part_rest = (
+                products[r, left:right],
+                column_offset[left:right],
+                column_rest[left:right],
+            )
             # counted in float32: of all ways to ask for any, the one that runs at the speed of the memory
             reached = np.float32(0.0)
             for c in range(len(part)):
-                reached += np.float32(1.0) if part[c] + part_offset[c] >= needed else np.float32(0.0)
+                value = part[c] + rest * part_rest[c] + part_offset[c]
+                reached += np.float32(1.0) if value >= needed else np.float32(0.0)
             if reached == np.float32(0.0):
                 continue
             for c in range(len(part)):
-                if part[c] + part_offset[c] < needed:
+                value = part[c] + rest * part_rest[c] + part_offset[c]
+                if value < needed:
                     continue
-                value = part[c] + part_offset[c] + row_offset[r]
+                value += row_offset[r]
                 if _is_open(state, rows[r], columns[left + c], value):
                     found.rows[count, 0] = rows[r]
                     found.rows[count, 1] = columns[left + c]
@@ -168,11 +188,10 @@ def refine(rows: Rows, tails: Tails, state: State, found: Pairs, count: int) -> 
     Most fall already by the second bound, which takes part of the work.
     """
     kept = 0
-    last = tails.leading.shape[1] - 1
     for at in range(count):
         i, j = found.rows[at, 0], found.rows[at, 1]
-        a, b = tails.further[i], tails.further[j]
-        tighter = -tails.leading[i, last] * tails.leading[j, last]
+        a, b = tails.coordinates[i, tails.width :], tails.coordinates[j, tails.width :]
+        tighter = tails.last_rest[i] * tails.last_rest[j] - tails.rest[i] * tails.rest[j]
         for d in range(len(a)):
             tighter += a[d] * b[d]
         if not _is_open(state, i, j, found.values[at] + tighter):

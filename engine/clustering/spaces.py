@@ -20,6 +20,9 @@ ROUNDOFF = 2.0**-24  # of float32
 _DOUBLE_ROUNDOFF = 2.0**-53
 # Rows within this of unit norm are searched as they are; others are normalised in a copy.
 _UNIT = 1e-6
+_LARGEST = 1e150  # norm whose square is far from overflow
+# Farther than any two rows, in units of `scale`; larger ones could overflow.
+_FARTHEST = 2.5
 _VALUES_PER_BLOCK = 2**20
 
 
@@ -48,7 +51,8 @@ class Space:
     def of(cls, vectors: npt.NDArray[Any], metric: Metric) -> Space:
         """Prepare `vectors` (n, d), float32 or float64 and finite, n and d at least 1.
 
-        float32 rows of unit norm are used in place for the cosine; anything else is copied once.
+        float32 rows of unit norm are used in place for the cosine; anything else is copied once. Raises
+        `ValueError` for a row whose norm is beyond 1e150.
 
         The error of a float32 sum of d products, in any order, is at most about d unit roundoffs of the
         product of the norms (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and |x||y| ≤
@@ -57,6 +61,8 @@ class Space:
         """
         vectors = np.ascontiguousarray(vectors)
         norms = row_norms(vectors)
+        if not norms.max() <= _LARGEST:
+            raise ValueError(f"a row has a norm beyond {_LARGEST:g}, too large to square: scale the rows")
         if metric == "cosine":
             return cls._of_directions(vectors, norms)
         return cls._of_positions(vectors, norms)
@@ -92,7 +98,8 @@ class Space:
             rows[block] = (vectors[block] - mean) / scale
         squares /= scale**2
         moved = 4.0 * _DOUBLE_ROUNDOFF * float(norms.max() + np.linalg.norm(mean)) / scale
-        error = (d + 16) * ROUNDOFF * squares + 8.0 * moved
+        # twice: summed in any order, the offsets have their part in the error, up to that of the product
+        error = 2.0 * (d + 16) * ROUNDOFF * squares + 8.0 * moved
         offset = (error - squares) / 2
         slack = error + 4.0 * ROUNDOFF * squares
         return cls(
@@ -111,8 +118,8 @@ class Space:
     def target(self, eps: float) -> float:
         """The least sum of inner product and offsets of two rows within `eps`."""
         if self.metric == "cosine":
-            return 1.0 - eps
-        return -((eps / self.scale) ** 2) / 2
+            return 1.0 - min(eps, _FARTHEST)
+        return -(min(eps / self.scale, _FARTHEST) ** 2) / 2
 
     def distances(self, left: IntVector, right: IntVector) -> DoubleVector:
         """Distances in float64 of the pairs (left[m], right[m])."""

@@ -1,152 +1,219 @@
-"""C6: the labels are scikit-learn's, numbering included, on the float64 copy of the vectors."""
+"""C6: labels and core rows are scikit-learn's, numbering included, on the float64 copy of the rows."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import DBSCAN
 
-from engine.clustering import dbscan, graph, spaces
+from bench.clustering.data import Kind, embeddings
+from engine.clustering import DBSCAN, dbscan
+from engine.clustering.exact import Backend
 from engine.types import FloatVector
+from tests.support.clusterable import (
+    BACKENDS,
+    Case,
+    around_topics,
+    assert_as_sklearn,
+    case,
+    cluster,
+    distances,
+    is_unit,
+    reference,
+    small_tiles,
+    unit,
+)
+
+FAST, SLOW = range(40), range(100, 360)
 
 
-def unit(rows: npt.NDArray[np.floating]) -> FloatVector:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+def on_a_circle(*degrees: float) -> FloatVector:
+    angles = np.deg2rad(degrees)
+    return unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
-def rules(seed: int, n: int, dim: int, *, topics: int, spread: float, zeros: int = 0) -> FloatVector:
-    """Rows around a few topics; about half of them repeat earlier rows exactly, in any order."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((topics, dim))
-    rows = unit(centres[rng.integers(topics, size=n)] + spread * rng.standard_normal((n, dim)))
-    rows = rows[rng.integers(max(1, n // 2), size=n)] if rng.random() < 0.5 else rows
-    rows[rng.permutation(n)[:zeros]] = 0.0
-    return rows
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    which: Backend = request.param
+    return which
 
 
-def distances(vectors: FloatVector) -> npt.NDArray[np.float64]:
-    rows = vectors.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows /= np.where(norms > 0, norms, 1.0)
-    return 1.0 - rows @ rows.T
+# ---- generated cases
 
 
-def assert_as_sklearn(vectors: FloatVector, eps: float, min_samples: int) -> npt.NDArray[np.int64]:
-    expected = DBSCAN(eps=eps, min_samples=min_samples, metric="cosine").fit(vectors.astype(np.float64))
-    labels, core = dbscan(vectors, eps=eps, min_samples=min_samples)
-    assert labels.dtype == np.int64
-    assert core.dtype == np.bool_
-    np.testing.assert_array_equal(labels, expected.labels_)
-    np.testing.assert_array_equal(np.flatnonzero(core), expected.core_sample_indices_)
-    return labels
+@pytest.mark.parametrize("which", BACKENDS)
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("seed", FAST)  # the slowest to change: a case is made once
+def test_generated_cases(seed: int, small: bool, which: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, labels, core = case(seed, 1, 300)
+    if small:
+        small_tiles(monkeypatch)
+    found = cluster(made, which, n_jobs=1 + seed % 3)
+    np.testing.assert_array_equal(found.labels_, labels, str(made))
+    np.testing.assert_array_equal(found.core_sample_indices_, core, str(made))
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", BACKENDS)
+@pytest.mark.parametrize("seed", SLOW)
+def test_larger_generated_cases(seed: int, which: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seed % 2:
+        small_tiles(monkeypatch, height=100, width=300)
+    made, labels, core = case(seed, 100, 3000 if seed % 8 == 0 else 900)
+    found = cluster(made, which, n_jobs=1 + seed % 3)
+    np.testing.assert_array_equal(found.labels_, labels, str(made))
+    np.testing.assert_array_equal(found.core_sample_indices_, core, str(made))
+
+
+def test_the_generated_cases_have_everything_that_could_go_wrong() -> None:
+    seen = {"clusters": 0, "border": 0, "noise": 0, "weights": 0, "float64": 0, "any norms": 0, "zeros": 0}
+    for seed in FAST[:50]:
+        made, labels, core = case(seed, 1, 300)
+        seen["clusters"] += labels.max() > 1
+        seen["border"] += np.count_nonzero(labels >= 0) > len(core)
+        seen["noise"] += bool((labels < 0).any())
+        seen["weights"] += made.weights is not None
+        seen["float64"] += made.rows.dtype == np.float64
+        seen["any norms"] += made.metric == "cosine" and not is_unit(made.rows)
+        seen["zeros"] += not made.rows.any(axis=1).all()
+    assert min(seen.values()) >= 6, seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_at_scale(kind: Kind) -> None:
+    rows = embeddings(kind, 20_000, 768)
+    eps = {"sparse": 0.35, "dense": 0.4}[kind]
+    labels, core = reference(Case(rows, "cosine", eps, 6, None))
+    assert labels.max() > 1
+    for backend in BACKENDS:
+        found = DBSCAN(eps=eps, min_samples=6, metric="cosine", backend=backend).fit(rows)
+        np.testing.assert_array_equal(found.labels_, labels, backend)
+        np.testing.assert_array_equal(found.core_sample_indices_, core, backend)
+
+
+# ---- pairs at the boundary
+
+
+@pytest.mark.parametrize("dim", [3, 64, 300])
+@pytest.mark.parametrize("side", [-3e-8, -1e-9, -1e-11, 1e-11, 1e-9, 3e-8])
+def test_pairs_far_closer_to_eps_than_float32_can_tell(side: float, dim: int, backend: Backend) -> None:
+    """A row is core by one pair that is `side` within eps, or is not: so each such pair must be right."""
+    rows = around_topics(dim, 60, dim, topics=3, spread=0.6)
+    apart = distances(rows)
+    np.fill_diagonal(apart, 0.0)
+    for row in range(0, 60, 10):
+        nearest = np.sort(apart[row])
+        eps = float(nearest[4]) + side
+        made = Case(rows, "cosine", eps, 5, None)
+        if np.abs(apart - eps).min() > 2e-12:
+            assert (row in cluster(made, backend).core_sample_indices_) == (side > 0)
+            assert_as_sklearn(made, backend)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_pair_at_eps_exactly_is_within_it(metric: Any, backend: Backend) -> None:
+    # 3, 4 and 5, and right angles: no rounding anywhere
+    rows = np.array([[3.0, 0.0], [0.0, 4.0], [-3.0, 0.0]])
+    eps = 5.0 if metric == "euclidean" else 1.0
+    at = cluster(Case(rows, metric, eps, 2, None), backend)
+    below = cluster(Case(rows, metric, float(np.nextafter(eps, 0.0)), 2, None), backend)
+    assert at.labels_.tolist() == [0, 0, 0]
+    assert below.labels_.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 1.0, 1.0, 0.5])])
+def test_as_many_neighbours_as_min_samples_are_enough(
+    weights: npt.NDArray[np.float64] | None, backend: Backend
+) -> None:
+    rows = on_a_circle(0, 1, 2, 90)
+    eps = float(1.0 - np.cos(np.deg2rad(1.5)))
+    found = cluster(Case(rows, "cosine", eps, 3, weights), backend)
+    assert found.core_sample_indices_.tolist() == [1]
+    assert found.labels_.tolist() == [0, 0, 0, -1]
+
+
+# ---- border rows and numbering
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.sampled_from([(1, 0), (2, 1), (1, 1), (0, 1), (-1, 1), (0, 0)]), min_size=1, max_size=30
+    ),
+    eps=st.sampled_from([0.05, 0.11, 0.3, 0.6, 1.1, 1.7]),
+    min_samples=st.integers(1, 8),
+    which=st.sampled_from(BACKENDS),
+)
+def test_many_equal_rows_and_border_rows(
+    rows: list[tuple[int, int]], eps: float, min_samples: int, which: Backend
+) -> None:
+    made = Case(unit(np.array(rows, np.float64)), "cosine", eps, min_samples, None)
+    assert_as_sklearn(made, which)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    degrees=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+    eps=st.sampled_from([0.5, 1.5, 2.5, 4.5]),
+    min_samples=st.integers(1, 6),
+    which=st.sampled_from(BACKENDS),
+)
+def test_rows_between_clusters(degrees: list[int], eps: float, min_samples: int, which: Backend) -> None:
+    within = float(1.0 - np.cos(np.deg2rad(eps)))
+    assert_as_sklearn(Case(on_a_circle(*degrees), "cosine", within, min_samples, None), which)
+
+
+def test_a_border_row_takes_the_lowest_numbered_of_its_clusters(backend: Backend) -> None:
+    rows = on_a_circle(30, 31, 32, 15, 0, -1, -2)
+    made = Case(rows, "cosine", float(1.0 - np.cos(np.deg2rad(15.2))), 4, None)
+    for turned in (rows, rows[::-1]):
+        found = cluster(Case(turned, "cosine", made.eps, 4, None), backend)
+        assert 3 not in found.core_sample_indices_
+        assert found.labels_.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert_as_sklearn(made, backend)
+
+
+def test_clusters_are_numbered_by_their_first_core_row_not_their_first_row(backend: Backend) -> None:
+    # row 0 is a border row of the second cluster
+    rows = on_a_circle(12, 40, 41, 42, 9, 8, 7)
+    made = Case(rows, "cosine", float(1.0 - np.cos(np.deg2rad(3.5))), 3, None)
+    assert assert_as_sklearn(made, backend).tolist() == [1, 0, 0, 0, 1, 1, 1]
+
+
+# ---- the function
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 120),
     dim=st.integers(1, 24),
     topics=st.integers(1, 8),
     spread=st.sampled_from([0.1, 0.4, 0.7, 1.5]),
-    zeros=st.integers(0, 3),
     eps=st.floats(0.01, 1.99),
     min_samples=st.integers(1, 15),
 )
-def test_labels_are_scikit_learns(
-    *, seed: int, n: int, dim: int, topics: int, spread: float, zeros: int, eps: float, min_samples: int
+def test_the_function_gives_scikit_learns_labels_too(
+    *, seed: int, n: int, dim: int, topics: int, spread: float, eps: float, min_samples: int
 ) -> None:
-    vectors = rules(seed, n, dim, topics=topics, spread=spread, zeros=zeros)
-    assume(not np.any(np.abs(distances(vectors) - eps) <= 1e-12))
-    assert_as_sklearn(vectors, eps, min_samples)
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    side=st.sampled_from([-1e-11, 1e-11, -1e-9, 1e-9, -3e-8, 3e-8]),
-    dim=st.sampled_from([3, 8, 64]),
-    min_samples=st.integers(2, 8),
-)
-def test_pairs_far_closer_to_eps_than_float32_can_tell(
-    seed: int, side: float, dim: int, min_samples: int
-) -> None:
-    vectors = rules(seed, 60, dim, topics=3, spread=0.6)
-    apart = distances(vectors)
-    somewhere = np.sort(apart[apart > 1e-3])
-    assume(somewhere.size > 0)
-    eps = float(somewhere[len(somewhere) // 3]) + side
-    assume(0.0 < eps < 2.0)
-    assume(not np.any(np.abs(apart - eps) <= 1e-12))
-    assert_as_sklearn(vectors, eps, min_samples)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(st.sampled_from([(1, 0), (2, 1), (1, 1), (0, 1), (-1, 1), (0, 0)]), max_size=30),
-    eps=st.sampled_from([0.05, 0.11, 0.3, 0.6, 1.1, 1.7]),
-    min_samples=st.integers(1, 8),
-)
-def test_many_equal_rows_and_border_points(rows: list[tuple[int, int]], eps: float, min_samples: int) -> None:
-    vectors = unit(np.array(rows, np.float64).reshape(-1, 2))
-    if len(vectors):
-        assert_as_sklearn(vectors, eps, min_samples)
-
-
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = rules(5, 400, 16, topics=6, spread=0.5)
-    whole = assert_as_sklearn(vectors, 0.25, 5)
-    assert whole.max() > 1
-    monkeypatch.setattr(graph, "_LEAST_ROWS", 7)
-    monkeypatch.setattr(graph, "_MOST_ROWS", 7)
-    monkeypatch.setattr(spaces, "_VALUES_PER_BLOCK", 40)
-    np.testing.assert_array_equal(dbscan(vectors, eps=0.25, min_samples=5)[0], whole)
-
-
-def test_a_border_row_takes_the_lowest_numbered_of_its_clusters() -> None:
-    degrees = np.deg2rad([30, 31, 32, 15, 0, -1, -2])
-    vectors = unit(np.stack([np.cos(degrees), np.sin(degrees)], axis=1))
-    eps = 1 - np.cos(np.deg2rad(15.2))
-    labels, core = dbscan(vectors, eps=eps, min_samples=4)
-    assert not core[3]
-    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert_as_sklearn(vectors, eps, 4)
+    rows = around_topics(seed, n, dim, topics=topics, spread=spread)
+    assume(not np.any(np.abs(distances(rows) - eps) <= 2e-12))
+    expected, expected_core = reference(Case(rows, "cosine", eps, min_samples, None))
+    labels, core = dbscan(rows, eps=eps, min_samples=min_samples)
+    assert (labels.dtype, core.dtype) == (np.int64, np.bool_)
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(np.flatnonzero(core), expected_core)
 
 
 def test_empty_input() -> None:
     labels, core = dbscan(np.empty((0, 8), np.float32), eps=0.4, min_samples=6)
     assert labels.shape == core.shape == (0,)
     assert labels.dtype == np.int64
-
-
-def test_fewer_rows_than_min_samples_are_all_noise() -> None:
-    labels, core = dbscan(np.eye(3, dtype=np.float32)[[0, 0, 1]], eps=0.4, min_samples=4)
-    assert labels.tolist() == [-1, -1, -1]
-    assert not core.any()
-
-
-def test_one_row() -> None:
-    assert dbscan(np.eye(2, dtype=np.float32)[:1], eps=0.4, min_samples=1)[0].tolist() == [0]
-
-
-def test_zero_rows_are_equal_to_nothing_but_themselves() -> None:
-    vectors = np.zeros((9, 4), np.float32)
-    assert dbscan(vectors, eps=0.4, min_samples=2)[0].tolist() == [-1] * 9
-    assert dbscan(vectors, eps=1.0, min_samples=9)[0].tolist() == [0] * 9
-
-
-def test_rows_in_any_memory_order() -> None:
-    vectors = rules(2, 80, 6, topics=3, spread=0.3)
-    expected = dbscan(vectors, eps=0.2, min_samples=4)[0]
-    np.testing.assert_array_equal(dbscan(np.asfortranarray(vectors), eps=0.2, min_samples=4)[0], expected)
-    doubled = np.repeat(vectors, 2, axis=0)[::2]
-    np.testing.assert_array_equal(dbscan(doubled, eps=0.2, min_samples=4)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -167,28 +234,3 @@ def test_rows_in_any_memory_order() -> None:
 def test_what_is_refused(vectors: FloatVector, eps: float, min_samples: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         dbscan(vectors, eps=eps, min_samples=min_samples)
-
-
-def test_the_input_is_left_alone() -> None:
-    vectors = rules(1, 50, 5, topics=2, spread=0.3, zeros=1)
-    before = vectors.copy()
-    vectors.flags.writeable = False
-    dbscan(vectors, eps=0.3, min_samples=3)
-    np.testing.assert_array_equal(vectors, before)
-
-
-def test_importing_the_package_loads_neither_faiss_nor_scikit_learn() -> None:
-    code = (
-        "import sys, engine.clustering; print([m for m in ('faiss', 'sklearn', 'scipy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_labels_are_scikit_learns_at_scale(seed: int) -> None:
-    vectors = rules(seed, 6_000, 256, topics=60, spread=0.8)
-    assert_as_sklearn(vectors, 0.4, 6)
-    apart = np.sort(distances(vectors[:2_000])[0])
-    assert_as_sklearn(vectors[:2_000], float(apart[len(apart) // 20]) + 1e-10, 6)
