@@ -13,13 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.blocking import classify_sync, compile_prompt_sync, evaluate_sync
+    from engine.blocking import classify_sync, compile_prompt_sync, evaluate_sync, sweep_sync
     from engine.bulk import ClassifyResult, classify
     from engine.config import Config, load_config
     from engine.distillation.evaluation import Evaluation
     from engine.distillation.judging import evaluate
     from engine.distillation.pipeline import compile_prompt
     from engine.distillation.result import CompileResult
+    from engine.distillation.sweeping import sweep
+    from engine.distillation.swept import SweepResult
     from engine.errors import PldError
     from engine.prompt import CompiledPrompt
     from engine.stopping import StopSignal
@@ -33,6 +35,7 @@ __all__ = [
     "Evaluation",
     "PldError",
     "StopSignal",
+    "SweepResult",
     "classify",
     "classify_sync",
     "compile_prompt",
@@ -41,6 +44,8 @@ __all__ = [
     "evaluate_sync",
     "load_config",
     "load_prompt",
+    "sweep",
+    "sweep_sync",
 ]
 
 _HOMES = {
@@ -51,12 +56,15 @@ _HOMES = {
     "Evaluation": "engine.distillation.evaluation",
     "PldError": "engine.errors",
     "StopSignal": "engine.stopping",
+    "SweepResult": "engine.distillation.swept",
     "classify": "engine.bulk",
     "classify_sync": "engine.blocking",
     "compile_prompt_sync": "engine.blocking",
     "evaluate_sync": "engine.blocking",
+    "sweep_sync": "engine.blocking",
     "compile_prompt": "engine.distillation.pipeline",
     "evaluate": "engine.distillation.judging",
+    "sweep": "engine.distillation.sweeping",
     "load_config": "engine.config",
     "load_prompt": "engine.store.compiled",
 }

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from engine.bulk import classify
 from engine.distillation.judging import evaluate
 from engine.distillation.pipeline import compile_prompt
+from engine.distillation.sweeping import sweep
 from engine.tuning import long_job, new_event_loop
 
 P = ParamSpec("P")
@@ -46,3 +47,4 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 compile_prompt_sync = blocking(compile_prompt)
 evaluate_sync = blocking(evaluate)
 classify_sync = blocking(classify)
+sweep_sync = blocking(sweep)

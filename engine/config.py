@@ -49,6 +49,11 @@ def field_names_problem(names: Sequence[str]) -> str:
     return ""
 
 
+PAPER_EPS, PAPER_MIN_SAMPLES = 0.4, 6
+LEAST_CALIBRATED = 3
+"""A calibrated clustering asks for at least so many rules to make a core."""
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -252,21 +257,55 @@ class EmbedderConfig(ModelConfig):
 class ClusterConfig(_Table):
     """How rules become clusters."""
 
-    method: Literal["dbscan"] = Field(
-        "dbscan", description="How rules are clustered: DBSCAN on cosine distance."
+    method: Literal["calibrated", "dbscan", "hdbscan"] = Field(
+        "calibrated",
+        description='`"calibrated"`: DBSCAN with settings that the rules give (`clustering.json` says why); '
+        '`"dbscan"`: DBSCAN with `eps` and `min_samples` as given; '
+        '`"hdbscan"`: HDBSCAN. All on cosine distance.',
     )
-    eps: float = Field(
-        0.4,
+    eps: float | None = Field(
+        None,
         gt=0.0,
         lt=2.0,
-        description="Largest cosine distance of two neighbours; larger: fewer, broader instructions.",
+        description='Largest cosine distance of two neighbours, for `"dbscan"`; larger: fewer, broader '
+        "instructions; unset: 0.4.",
     )
-    min_samples: int = Field(
-        6, ge=1, description="Rules within `eps`, itself included, that make a rule the core of a cluster."
+    min_samples: int | None = Field(
+        None,
+        ge=1,
+        description='For `"dbscan"` the rules within `eps`, itself included, that make a rule the core of a '
+        'cluster; for `"hdbscan"` that, and the rules of the smallest cluster; unset: 6.',
     )
     within: Literal["all", "label"] | None = Field(
-        None, description="Cluster all rules together or each label's apart; unset: what suits the embedder."
+        None,
+        description="Cluster all rules together or each label's apart; unset: what suits the embedder, and "
+        'with `"calibrated"` the rules.',
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> ClusterConfig:
+        given = [name for name in ("eps", "min_samples") if getattr(self, name) is not None]
+        if self.method == "calibrated" and given:
+            raise ValueError(
+                f'method "calibrated" finds {" and ".join(given)} itself: leave that out, or write '
+                'method = "dbscan"'
+            )
+        if self.method == "hdbscan" and self.eps is not None:
+            raise ValueError('method "hdbscan" has no eps: leave it out, or write method = "dbscan"')
+        return self
+
+    @property
+    def least_rules(self) -> int:
+        """How many rules a cluster has at least, but for border rules that two of them share."""
+        return LEAST_CALIBRATED if self.method == "calibrated" else self.settings[1]
+
+    @property
+    def settings(self) -> tuple[float, int]:
+        """eps and min_samples as given, with what holds where they are not."""
+        return (
+            PAPER_EPS if self.eps is None else self.eps,
+            PAPER_MIN_SAMPLES if self.min_samples is None else self.min_samples,
+        )
 
 
 class ResolveConfig(_Table):
@@ -287,6 +326,11 @@ class ResolveConfig(_Table):
         6, ge=1, description="Confusions (true label, predicted label) worked on in a round, commonest first."
     )
     max_edits: int = Field(4, ge=1, description="Changes that one answer of the resolver may make.")
+    long_tail: int = Field(
+        4,
+        ge=0,
+        description="Rules outside every cluster to try as instructions after the last round, at most.",
+    )
     prune: bool = Field(
         True, description="After the last round, drop instructions without which validation loses nothing."
     )

@@ -148,7 +148,8 @@ def test_the_rules_of_a_recorded_teacher_come_in_by_this_door(pld_data: Path, tm
         ]
     )
     more = '[teacher]\nmodel = "answer-files:teacher"\n[synthesizer]\nmodel = "answer-files:synthesizer"\n'
-    config_path = write(tmp_path / "run", rows, more + "[cluster]\neps = 0.25\nmin_samples = 6\n")
+    more += '[cluster]\nmethod = "dbscan"\neps = 0.25\nmin_samples = 6\n'
+    config_path = write(tmp_path / "run", rows, more)
     config = load_config(config_path)
     train = load_dataset(config).train
     assert len(train) == len(recorded) == 480

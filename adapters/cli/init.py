@@ -135,7 +135,7 @@ def render(guess: Guess, name: str, out: Path) -> str:
         "# These are the settings most often changed, with their defaults:",
         "#",
         "# [cluster]",
-        "# eps = 0.4             # larger: fewer and broader instructions",
+        '# method = "calibrated" # or "dbscan", with eps and min_samples of your own; or "hdbscan"',
         "#",
         "# [resolve]",
         "# max_rounds = 8        # 0 leaves the first prompt as it is",

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from engine.config import Config
 from engine.distillation import extraction, resolution, synthesis
+from engine.distillation.grouping import most_clusters
 from engine.distillation.standins import (
     INSTRUCTION_TOKENS,
     RULE_TOKENS,
@@ -123,13 +124,16 @@ class _Estimating:
         self._context = TaskContext(config)
         settings = config.resolve
         self._extraction = _sizes(map(extraction.ExtractionRequests(self._context), dataset.train))
-        # A border rule goes to one of the clusters in reach, so another may end below min_samples: hardly
-        # ever, but it makes this an assumption.
-        self._clusters = len(dataset.train) // config.cluster.min_samples
+        if config.cluster.method == "calibrated":
+            self._clusters = min(most_clusters(config), len(dataset.train) // 2)
+        else:
+            # A border rule goes to one of the clusters in reach, so another may end below min_samples: hardly
+            # ever, but it makes this an assumption.
+            self._clusters = len(dataset.train) // config.cluster.settings[1]
         # a confusion is a true label that occurs, and another label
         pairs = len({sample.label for sample in dataset.train}) * (len(config.labels) - 1)
         self._confusions = min(settings.confusions_per_round, pairs)
-        added = settings.max_rounds * self._confusions * settings.max_edits
+        added = settings.max_rounds * self._confusions * settings.max_edits + settings.long_tail
         self._fullest = fullest_prompt(config, most=self._clusters + 1 + added)
         self._long = f"prompts of {settings.max_prompt_tokens:,} tokens (resolve.max_prompt_tokens)"
 
@@ -170,8 +174,8 @@ class _Estimating:
             self._clusters * empty + rules * one_rule,
             output=synthesis.MAX_OUTPUT_TOKENS,
             usual=_USUAL_SYNTHESIS,
-            assumption=f"no cluster under {self._config.cluster.min_samples} rules (cluster.min_samples), no "
-            f"rule over {RULE_TOKENS} tokens",
+            assumption=f"no cluster under {self._config.cluster.least_rules} rules, no rule over "
+            f"{RULE_TOKENS} tokens",
         )
         rows_per_label = Counter(sample.label for sample in self._dataset.train)
         general = synthesis.general_request(self._fullest, self._context, rows_per_label)
@@ -219,6 +223,15 @@ class _Estimating:
                 assumption=f"{rounds} rounds of {confusions} confusions, {shown} shown; {self._long}",
             )
             stages.insert(0, resolver)
+        if rounds and settings.long_tail:
+            stages.append(
+                self._student_stage(
+                    "long tail",
+                    len(tried) + settings.long_tail * len(validation),
+                    sum(tried) + settings.long_tail * sum(validation),
+                    assumption=f"{settings.long_tail} rules (resolve.long_tail); {self._long}",
+                )
+            )
         if rounds and settings.prune:
             number = len(self._fullest.instructions)
             stages.append(

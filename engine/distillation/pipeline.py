@@ -11,17 +11,21 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.clustering import Clustering, cluster_rules, inward
-from engine.config import ChatRole, ClusterConfig, Config, load_config
+from engine.clustering import Clustering
+from engine.config import PAPER_EPS, PAPER_MIN_SAMPLES, ChatRole, ClusterConfig, Config, load_config
 from engine.distillation import embedding, evaluation, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
 from engine.distillation.checks import RuleChecks
+from engine.distillation.drafting import draft_prompt
 from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
+from engine.distillation.grouping import group_rules, most_clusters
+from engine.distillation.long_tail import LongTailLibrary
 from engine.distillation.manifest import Manifest, check_task
+from engine.distillation.picturing import write_pictures
 from engine.distillation.predicting import predict
 from engine.distillation.rates import rate_warnings
 from engine.distillation.result import CompileResult
@@ -30,7 +34,7 @@ from engine.distillation.tables import clusters_table, failures_table, rules_tab
 from engine.distillation.templating import TaskContext
 from engine.errors import ModelError
 from engine.events import EventSink, Notice, StageFinished, StageStarted, ignore_events
-from engine.ports import Models, Within
+from engine.ports import Models
 from engine.prompt import CompiledPrompt
 from engine.stopping import StopSignal
 from engine.store import Dataset, RunDirectory, load_dataset
@@ -39,10 +43,7 @@ from engine.tokens import estimate_tokens
 from engine.types import Failure, FloatVector, MicroRule, Sample
 
 CHAT_ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
-# Rules outside every cluster are evidence for the one whose centre is within so many eps. Of rules that a
-# frontier model wrote on 17 questions, 82 to 94% of those so near were on a question of the cluster.
-_NEARBY = 1.5
-PAPER_CLUSTERS = ClusterConfig(method="dbscan", eps=0.4, min_samples=6, within="all")
+PAPER_CLUSTERS = ClusterConfig(method="dbscan", eps=PAPER_EPS, min_samples=PAPER_MIN_SAMPLES, within="all")
 
 
 class ModelFactory(Protocol):
@@ -164,11 +165,14 @@ class _Compilation:
         # asked now, though it is for the verdict: a cap on cost that ends the loop must leave a verdict
         zero_shot = clustered.without_instructions()
         await predict(self._student, zero_shot, self._dataset.validation, stage=evaluation.STAGE)
-        resolved = await self._resolve(clustered, selector, folder="rounds")
+        long_tail = LongTailLibrary(rules, vectors, clustering.long_tail.rows.tolist())
+        resolved = await self._resolve(clustered, selector, long_tail, folder="rounds")
         for stale in ABLATIONS:
             self._run.remove(f"ablation/{stale}.json")
         if ablation:
-            empty = await self._resolve(clustered.without_instructions(), selector, folder="ablation/rounds")
+            empty = await self._resolve(
+                clustered.without_instructions(), selector, long_tail, folder="ablation/rounds"
+            )
             self._run.write_json("ablation/clustered.json", clustered.to_json())
             self._run.write_json("ablation/resolver_only.json", empty.best.prompt.to_json())
         prompt = resolved.best.prompt
@@ -229,97 +233,57 @@ class _Compilation:
 
     async def _cluster(self, rules: Sequence[MicroRule], vectors: FloatVector) -> Clustering:
         began = self._begin("clustering")
-        settings = PAPER_CLUSTERS if self._faithful else self._config.cluster
-        within: Within = settings.within or self._models.embedder.within
         found = await asyncio.to_thread(
-            cluster_rules,
+            group_rules,
+            rules,
             vectors,
-            [rule.label for rule in rules] if within == "label" else None,
-            eps=settings.eps,
-            min_samples=settings.min_samples,
+            PAPER_CLUSTERS if self._faithful else self._config.cluster,
+            preferred=self._models.embedder.within,
+            most=most_clusters(self._config),
+            seed=self._config.run.seed,
         )
-        self._run.write_parquet("clusters.parquet", clusters_table(rules, found))
-        noise = len(found.long_tail.rows)
-        largest = max((cluster.size for cluster in found.clusters), default=0)
-        self._manifest.stages["clustering"] = {
-            "clusters": len(found.clusters),
-            "noise": noise,
-            "largest": largest,
-            "eps": settings.eps,
-            "min_samples": settings.min_samples,
-            "within": within,
-        }
-        self._end("clustering", began, f"{len(found.clusters)} clusters, {noise} rules outside them")
-        return found
+        self._run.write_parquet("clusters.parquet", clusters_table(rules, found.clustering))
+        self._run.write_json("clustering.json", found.record)
+        await write_pictures(
+            self._run,
+            vectors,
+            [rule.label for rule in rules],
+            found.clustering,
+            found.record,
+            seed=self._config.run.seed,
+            emit=self._session.emit,
+        )
+        self._manifest.stages["clustering"] = found.figures
+        for line in found.alarms:
+            self._session.emit(Notice(f"clustering: {line}", warning=True))
+        clusters, noise = found.figures["clusters"], found.figures["noise"]
+        self._end("clustering", began, f"{clusters} clusters, {noise} rules outside them")
+        return found.clustering
 
     async def _synthesize(
         self, rules: Sequence[MicroRule], vectors: FloatVector, clustering: Clustering
     ) -> CompiledPrompt:
-        clusters = {}
-        for cluster in clustering.clusters:
-            clusters[cluster.number] = [rules[row] for row in inward(vectors, cluster)]
-        nearby = {}
-        if not self._faithful:
-            reach = 1.0 - _NEARBY * self._config.cluster.eps
-            for number in clusters:
-                near = clustering.long_tail.near(number, reach)
-                # no more of them than of the cluster's own: they must not become the topic
-                nearby[number] = [rules[row] for row in near[: len(clusters[number])]]
-        prompt = CompiledPrompt(self._config.task.description, self._config.task.labels)
-        if not clusters:
-            self._session.emit(
-                Notice("no two rules are alike enough to form a cluster: raise cluster.eps", warning=True)
-            )
-        found = await synthesis.synthesize(
+        found = await draft_prompt(
             self._synthesizer,
-            clusters,
-            self._context,
+            rules,
+            vectors,
+            clustering,
+            config=self._config,
+            train=self._dataset.train,
             max_input_tokens=self._models.synthesizer.max_input_tokens,
-            nearby=nearby,
-            again=not self._faithful,
+            faithful=self._faithful,
+            emit=self._session.emit,
         )
         self._note_failures(synthesis.STAGE, found.failures)
-        prompt = replace(prompt, instructions=found.instructions)
-        if not self._faithful:
-            prompt = self._fitting(prompt)
-            if prompt.instructions:
-                general = await synthesis.write_general_rules(
-                    self._synthesizer,
-                    prompt,
-                    self._context,
-                    Counter(one.label for one in self._dataset.train),
-                )
-                if isinstance(general, Failure):
-                    self._note_failures(synthesis.STAGE, [general])
-                else:
-                    # they count against the limit too
-                    prompt = self._fitting(replace(prompt, general=general))
         self._manifest.stages["synthesis"] = {
-            "instructions": len(prompt.instructions),
+            "instructions": len(found.prompt.instructions),
             "failures": len(found.failures),
-            "tokens": estimate_tokens(prompt.text),
+            "tokens": estimate_tokens(found.prompt.text),
         }
-        return prompt
-
-    def _fitting(self, prompt: CompiledPrompt) -> CompiledPrompt:
-        """Leave out the instructions of the smallest clusters until the prompt is within its limit."""
-        limit = self._config.resolve.max_prompt_tokens
-        kept = prompt
-        while kept.instructions and estimate_tokens(kept.text) > limit:
-            kept = replace(kept, instructions=kept.instructions[:-1])
-        left_out = len(prompt.instructions) - len(kept.instructions)
-        if left_out:
-            self._session.emit(
-                Notice(
-                    f"{left_out} of {len(prompt.instructions)} instructions are left out, those of the "
-                    f"smallest clusters: the prompt may have {limit} tokens (resolve.max_prompt_tokens)",
-                    warning=True,
-                )
-            )
-        return kept
+        return found.prompt
 
     async def _resolve(
-        self, start: CompiledPrompt, selector: CaseSelector, *, folder: str
+        self, start: CompiledPrompt, selector: CaseSelector, long_tail: LongTailLibrary, *, folder: str
     ) -> resolution.Resolution:
         self._session.stop.check()
         # rounds of an earlier compilation in this directory must not mix with this one's
@@ -335,6 +299,7 @@ class _Compilation:
             train=self._dataset.train,
             validation=self._dataset.validation,
             selector=selector,
+            long_tail=long_tail,
             context=self._context,
             config=self._config.resolve,
             seed=self._config.run.seed,

@@ -18,6 +18,7 @@ from engine.distillation.asking import Asked, ask
 from engine.distillation.cases import CaseSelector, Confusion
 from engine.distillation.edits import apply_edits, edit_findings
 from engine.distillation.gate import AcceptanceGate, Candidate, Convergence, StopRule
+from engine.distillation.long_tail import LongTailLibrary, taking_up
 from engine.distillation.predicting import Predictions, predict
 from engine.distillation.templating import TaskContext, instruction_blocks, render
 from engine.errors import BudgetError
@@ -26,7 +27,7 @@ from engine.metrics import paired_gain
 from engine.prompt import CompiledPrompt
 from engine.scheduler import ChatLane
 from engine.tokens import estimate_tokens
-from engine.types import Failure, Message, Request, Sample
+from engine.types import Failure, Message, MicroRule, Request, Sample
 
 STAGE = "resolution"
 MAX_OUTPUT_TOKENS = 8192
@@ -75,6 +76,7 @@ class Resolver:
         train: Sequence[Sample],
         validation: Sequence[Sample],
         selector: CaseSelector,
+        long_tail: LongTailLibrary,
         context: TaskContext,
         config: ResolveConfig,
         seed: int,
@@ -87,6 +89,7 @@ class Resolver:
         self._validation = validation
         self._gold = [sample.label for sample in validation]
         self._selector = selector
+        self._long_tail = long_tail
         self._config = config
         self._seed = seed
         self._write_round = write_round
@@ -113,8 +116,12 @@ class Resolver:
                     break
                 best = await self._round(number, best, confusions, record)
                 stop.round_done(improved=best is not before)
+            last = number
+            if rules := await self._rare_rules(number, best):
+                last += 1
+                best = await self._take_up(last, best, rules)
             if self._config.prune and self._config.max_rounds > 0:
-                best = await self._prune(number + 1, best)
+                best = await self._prune(last + 1, best)
         except BudgetError as exc:
             reason = str(exc)
         return Resolution(first, best, number, reason, tuple(self._failures))
@@ -160,10 +167,7 @@ class Resolver:
     async def _look(self, prompt: CompiledPrompt, number: int) -> tuple[dict[str, Confusion], dict[str, Any]]:
         """Try the student on training rows (M8) and collect its confusions by name."""
         rng = np.random.default_rng([self._seed, number])
-        rows = list(self._train)
-        most = self._config.rows_per_round
-        if most is not None and most < len(rows):
-            rows = [rows[i] for i in sorted(rng.choice(len(rows), size=most, replace=False))]
+        rows = self._drawn(rng)
         answers: Predictions = await predict(self._student, prompt, rows, stage=STAGE)
         found = self._selector.confusions(
             rows, answers.labels, most=self._config.confusions_per_round, rng=rng
@@ -177,6 +181,14 @@ class Resolver:
             "training_errors": wrong,
         }
         return {f"round-{number:02d}-{k}": one for k, one in enumerate(found, start=1)}, record
+
+    def _drawn(self, rng: np.random.Generator) -> list[Sample]:
+        """The training rows of a round."""
+        rows = list(self._train)
+        most = self._config.rows_per_round
+        if most is not None and most < len(rows):
+            rows = [rows[i] for i in sorted(rng.choice(len(rows), size=most, replace=False))]
+        return rows
 
     async def _ask(self, prompt: CompiledPrompt, confusions: dict[str, Confusion]) -> Asked[ResolutionAnswer]:
         known = [one.id for one in prompt.all_instructions()]
@@ -222,6 +234,35 @@ class Resolver:
         self._tell(f"round {number}: {len(confusions)} confusions, {_change(before, best)}")
         return best
 
+    async def _rare_rules(self, number: int, best: Candidate) -> list[MicroRule]:
+        """Rules outside every cluster that speak for training rows still decided wrongly."""
+        if not self._config.long_tail or not self._config.max_rounds:
+            return []
+        rows = self._drawn(np.random.default_rng([self._seed, number]))
+        answers = await predict(self._student, best.prompt, rows, stage=STAGE)
+        return self._long_tail.speaking_for(rows, answers.labels, most=self._config.long_tail)
+
+    async def _take_up(self, number: int, best: Candidate, rules: Sequence[MicroRule]) -> Candidate:
+        """Try rules outside every cluster, one after the other, as instructions of their own."""
+        before = best
+        entries = []
+        for place, rule in enumerate(rules, start=1):
+            name = f"long-tail-{place}"
+            entry: dict[str, Any] = {"name": name, "rule": rule.sample_id, "label": rule.label}
+            entries.append(entry)
+            prompt = taking_up(best.prompt, rule, name)
+            if (why := self._gate.too_long(best, estimate_tokens(prompt.text))) is not None:
+                entry |= {"accepted": False, "why": why}
+                continue
+            candidate = await self._scored(prompt)
+            decision = self._gate.judge(best, candidate)
+            entry |= {"accepted": decision.accepted, "why": decision.why, "validation": _summary(candidate)}
+            if decision.accepted:
+                best = candidate
+        self._close(number, "long tail", entries, before, best)
+        self._tell(f"{len(rules)} rules outside every cluster: {_change(before, best)}")
+        return best
+
     async def _prune(self, number: int, best: Candidate) -> Candidate:
         """Drop, last first, every instruction without which validation loses nothing."""
         before = best
@@ -240,11 +281,16 @@ class Resolver:
             )
             if decision.accepted:
                 best = candidate
-        record = {"round": number, "kind": "prune", "prompt_sha256": before.prompt.sha256}
-        record |= {"candidates": entries, "best": _summary(best), "gain": self._gain(best, before)}
-        self._write_round(number, record)
+        self._close(number, "prune", entries, before, best)
         self._tell(f"pruning: {_change(before, best)}")
         return best
+
+    def _close(
+        self, number: int, kind: str, entries: list[dict[str, Any]], before: Candidate, best: Candidate
+    ) -> None:
+        """Write down a pass that asked no resolver."""
+        record = {"round": number, "kind": kind, "prompt_sha256": before.prompt.sha256, "candidates": entries}
+        self._write_round(number, record | {"best": _summary(best), "gain": self._gain(best, before)})
 
     def _entry(self, name: str, confusion: Confusion, asked: Asked[ResolutionAnswer]) -> dict[str, Any]:
         """The record of one confusion: which rows were shown, and what came back."""

@@ -108,12 +108,30 @@ def test_a_full_configuration(tmp_path: Path) -> None:
     assert config.policy_text() == "Be kind."
 
 
+def test_settings_that_the_method_does_not_take() -> None:
+    def refused(**cluster: object) -> str:
+        with pytest.raises(ConfigError) as found:
+            parse({**tomllib.loads(SMALL), "cluster": cluster})
+        return str(found.value)
+
+    found = 'method "calibrated" finds eps and min_samples itself: leave that out, or write method = "dbscan"'
+    assert found in refused(eps=0.3, min_samples=4)
+    assert "finds min_samples itself" in refused(method="calibrated", min_samples=4)
+    assert 'method "hdbscan" has no eps' in refused(method="hdbscan", eps=0.3)
+
+
 def test_defaults() -> None:
     config = parse(tomllib.loads(SMALL))
     assert config.policy_text() == ""
     assert (config.task.text, config.task.label, config.task.id) == ("text", "label", None)
     assert (config.teacher.model, config.embedder.model, config.student.model) == ("local:",) * 3
-    assert (config.cluster.eps, config.cluster.min_samples, config.cluster.within) == (0.4, 6, None)
+    assert config.cluster.model_dump() == {
+        "method": "calibrated",
+        "eps": None,
+        "min_samples": None,
+        "within": None,
+    }
+    assert config.cluster.settings == (0.4, 6)
     assert config.resolve.rows_per_round is None
     assert config.run.max_cost_usd is None
 

@@ -15,7 +15,7 @@ from engine import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 VENDORS = {"aiohttp", "google", "openai", "vllm"}
-HEAVY = {*VENDORS, "faiss", "numba", "rich", "scipy", "sklearn", "typer"}
+HEAVY = {*VENDORS, "faiss", "matplotlib", "numba", "rich", "scipy", "sklearn", "typer"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -34,6 +34,7 @@ def test_the_names_of_the_engine() -> None:
         "Evaluation",
         "PldError",
         "StopSignal",
+        "SweepResult",
         "classify",
         "classify_sync",
         "compile_prompt",
@@ -42,6 +43,8 @@ def test_the_names_of_the_engine() -> None:
         "evaluate_sync",
         "load_config",
         "load_prompt",
+        "sweep",
+        "sweep_sync",
     ]
     assert dir(engine) == sorted(engine.__all__)
 

@@ -11,7 +11,16 @@ from typing import assert_type
 
 import engine
 from adapters import open_models, open_student
-from engine import ClassifyResult, CompiledPrompt, CompileResult, Config, Evaluation, PldError, StopSignal
+from engine import (
+    ClassifyResult,
+    CompiledPrompt,
+    CompileResult,
+    Config,
+    Evaluation,
+    PldError,
+    StopSignal,
+    SweepResult,
+)
 from engine.config import ModelConfig
 from engine.errors import BudgetError, ConfigError, DataError, ModelError, RunError
 from engine.events import Event, Notice, StageProgress
@@ -82,6 +91,9 @@ async def compile_evaluate_classify(folder: Path) -> None:
         assert_type(evaluation, Evaluation)
         assert_type(evaluation.compiled, Scores)
         assert_type(evaluation.compiled.macro_f1, float)
+        table = await engine.sweep(folder / "run", [0.2, 0.4], min_samples=[6], models=open_models, stop=stop)
+        assert_type(table, SweepResult)
+        assert_type(table.settings[0].clusters, int)
         prompt = engine.load_prompt(folder / "run")
         assert_type(prompt, CompiledPrompt)
         assert_type(prompt.text, str)
@@ -127,6 +139,7 @@ def scripts() -> None:
     assert_type(result, CompileResult)
     found = engine.evaluate_sync(result.run, open_student("local:"), split="validation")
     assert_type(found, Evaluation)
+    assert_type(engine.sweep_sync(result.run, [0.2, 0.4], within="label", centred=False), SweepResult)
     done = engine.classify_sync(result.prompt, open_student("local:"), "rows.parquet", "out", part_rows=1000)
     assert_type(done, ClassifyResult)
     student = open_student("local:")

@@ -499,6 +499,17 @@ MISTAKES = [
     ),
     Mistake("classify: wrong id column", nothing, f"{CLASSIFY} --id key", 1, "data.parquet: no column 'key'"),
     Mistake(
+        "classify: wrong column to keep",
+        nothing,
+        f"{CLASSIFY} --keep spilt",
+        1,
+        "data.parquet: no column 'spilt'; did you mean 'split'?",
+    ),
+    Mistake("classify: a name taken", nothing, f"{CLASSIFY} --keep label", 2, "--keep label=input_label"),
+    Mistake("classify: no name", nothing, f"{CLASSIFY} --keep label=", 2, "give COLUMN, or COLUMN=NAME"),
+    Mistake("classify: kept twice", nothing, f"{CLASSIFY} --keep id=a --keep id=b", 2, "'id' twice"),
+    Mistake("classify: review above 1", nothing, f"{CLASSIFY} --review-below 60", 2, "review_below must lie"),
+    Mistake(
         "classify: a column of numbers",
         rows(NUMBERS),
         "classify {run} data.parquet -o out",

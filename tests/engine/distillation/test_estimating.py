@@ -99,7 +99,7 @@ def test_what_is_sent_stays_within_the_estimate(tmp_path: Path, more: str) -> No
 
 def test_every_candidate_of_every_round_is_counted(tmp_path: Path) -> None:
     """With a resolver that never improves and never stops, the bound on candidates is reached."""
-    more = "patience = 9\nprune = false\nrows_per_round = 40\nconfusions_per_round = 2\n"
+    more = "patience = 9\nprune = false\nlong_tail = 0\nrows_per_round = 40\nconfusions_per_round = 2\n"
     # half of the labels are wrong, so that each round has confusions to work on
     config = corpus.config(tmp_path, corpus.rows(noise=0.5), more)
     dataset = load_dataset(config)
@@ -139,10 +139,11 @@ def test_bounds_follow_from_the_configuration(tmp_path: Path) -> None:
     assert said["resolution"].requests == 3 * 6
     assert said["student trials"].requests == 3 * TRAIN + (1 + 3 * 6) * VALIDATION
     assert said["pruning"].requests % VALIDATION == 0
+    assert said["long tail"].requests == TRAIN + 4 * VALIDATION
     assert said["verdict"].requests == VALIDATION
     assert said["evaluation"].requests == 2 * TEST
     assert [stage.role for stage in said.values()] == [
-        "teacher", "embedder", "synthesizer", "synthesizer", "resolver", *["student"] * 4
+        "teacher", "embedder", "synthesizer", "synthesizer", "resolver", *["student"] * 5
     ]  # fmt: skip
     assert all(stage.assumption for stage in said.values())
     assert all(stage.usual_output_tokens <= stage.output_tokens for stage in said.values())

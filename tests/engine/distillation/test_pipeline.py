@@ -60,6 +60,7 @@ def test_leaves_every_artifact(tmp_path: Path) -> None:
         "rules.parquet",
         "vectors.npy",
         "clusters.parquet",
+        "clustering.json",
         "rounds/01.json",
         "prompt.md",
         "prompt.json",
