@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.cli import classify, compile_, demo, estimate, evaluate, init
+from adapters.cli import classify, compile_, demo, estimate, evaluate, init, serve, sweep
 
 app = typer.Typer(
     name="pld",
@@ -22,6 +22,8 @@ app.command("compile")(compile_.compile_command)
 app.command("estimate")(estimate.estimate_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("classify")(classify.classify_command)
+app.command("sweep")(sweep.sweep_command)
+app.command("serve")(serve.serve_command)
 app.command("demo")(demo.demo_command)
 
 
