@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import bulk, journals, quality, scheduler
+from bench import bulk, bulk_kills, clustering, journals, quality, scheduler
 from bench.environment import data_folder, environment
 
 app = typer.Typer(help="Side-by-side figures on this machine.", no_args_is_help=True)
@@ -58,16 +58,31 @@ def bulk_command(
     ),
     rows: Annotated[int, typer.Option(help="Rows to classify.", min=1)] = 200_000,
     repeats: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 5,
+    duplicates: Annotated[
+        float, typer.Option(help="Share of rows that repeat an earlier text.", min=0, max=0.99)
+    ] = 0.0,
+    kills: Annotated[
+        int | None, typer.Option(help="Kill one long job so often (`kill -9`), and check every row.", min=0)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Classify rows in bulk with the local student, beside the bare student.
 
-    `ratio` is rows per second to those of the same student with nothing around it, in the same run.
+    `ratio` is rows per second to those of the same student with nothing around it, in the same run. With
+    --kills it is one long job instead, with its memory on the way; each row must come out exactly once.
 
     Example: PLD_DATA=/data pld bench bulk --rows 200000
+    Example: PLD_DATA=/data pld bench bulk --rows 5000000 --duplicates 0.33 --kills 3
     """
     _needs_data()
-    _show(bulk.measure(data_folder(), name, rows, repeats), {}, as_json=as_json)
+    if kills is None and duplicates:
+        raise typer.BadParameter("--duplicates goes with --kills (0 for none)")
+    found = (
+        bulk.measure(data_folder(), name, rows, repeats)
+        if kills is None
+        else bulk_kills.measure(data_folder(), name, rows, duplicates, kills)
+    )
+    _show(found, {}, as_json=as_json)
 
 
 _SCHEDULER_PARTS = ("speed", "gemini", "latency", "cached", "journals", "limits", "faults", "kills", "memory")
@@ -95,12 +110,7 @@ def scheduler_command(
 
     Example: pld bench scheduler speed --repeats 5
     """
-    chosen = parts or list(_SCHEDULER_PARTS)
-    if unknown := set(chosen) - set(_SCHEDULER_PARTS):
-        known = ", ".join(_SCHEDULER_PARTS)
-        raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: not a part of this benchmark; known: {known}"
-        )
+    chosen = _chosen(parts, _SCHEDULER_PARTS)
     measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "speed": lambda: scheduler.measure_speed(requests, repeats),
         "gemini": lambda: scheduler.measure_gemini(requests // 10, repeats),
@@ -112,7 +122,62 @@ def scheduler_command(
         "kills": lambda: scheduler.measure_kills(requests, kills),
         "memory": lambda: scheduler.measure_memory(stream),
     }
-    found = {part: measures[part]() for part in _SCHEDULER_PARTS if part in chosen}
+    _show_parts({part: measures[part]() for part in chosen}, as_json=as_json)
+
+
+_CLUSTERING_PARTS = ("speed", "grid", "curve", "backends", "approximate")
+
+
+@app.command("clustering")
+def clustering_command(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(_CLUSTERING_PARTS)}; default: all.")
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(
+            help="Rows of speed and grid; curve goes to five times as many, approximate has ten times.",
+            min=100,
+        ),
+    ] = 20_000,
+    dim: Annotated[int, typer.Option(help="Values of a row.", min=2)] = 768,
+    data: Annotated[str | None, typer.Option(help="sparse or dense; default: both.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each row of speed, grid and backends.", min=1)] = 3,
+    threads: Annotated[int, typer.Option(help="Threads of everything that is measured.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Cluster made-up embeddings with DBSCAN, exactly and approximately, beside scikit-learn.
+
+    Each run has a process of its own. `ratio` is CPU to the half-GEMM limit: what one thread would take for
+    n²·d operations at the rate of a large matrix product, which the same process measures.
+
+    Example: pld bench clustering speed --rows 20000
+    """
+    chosen = _chosen(parts, _CLUSTERING_PARTS)
+    if data is not None and data not in clustering.KINDS:
+        raise typer.BadParameter(f"--data is {' or '.join(clustering.KINDS)}, not {data}")
+    kinds = [kind for kind in clustering.KINDS if data in {None, kind}]
+    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "speed": lambda: clustering.measure_speed(rows, dim, repeats=repeats, threads=threads, kinds=kinds),
+        "grid": lambda: clustering.measure_grid(rows, dim, repeats=repeats, threads=threads, kinds=kinds),
+        "curve": lambda: clustering.measure_curve(rows, dim, threads=threads, kinds=kinds),
+        "backends": lambda: clustering.measure_backends(
+            rows, dim, repeats=repeats, threads=threads, kinds=kinds
+        ),
+        "approximate": lambda: clustering.measure_approximate(rows, dim, threads=threads, kinds=kinds),
+    }
+    _show_parts({part: measures[part]() for part in chosen}, as_json=as_json)
+
+
+def _chosen(parts: list[str] | None, known: Sequence[str]) -> list[str]:
+    if unknown := set(parts or ()) - set(known):
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: not a part of this benchmark; known: {', '.join(known)}"
+        )
+    return [part for part in known if not parts or part in parts]
+
+
+def _show_parts(found: dict[str, list[dict[str, Any]]], *, as_json: bool) -> None:
     where = environment()
     if as_json:
         rows = [{"part": part, **row} for part, part_rows in found.items() for row in part_rows]
@@ -140,7 +205,7 @@ def _print_json(document: dict[str, Any]) -> None:
 
 def _print_tables(tables: list[list[dict[str, Any]]], where: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    for rows in tables:
+    for rows in ([_folded(row) for row in found] for found in tables):
         table = Table()
         columns = list(dict.fromkeys(column for row in rows for column in row))
         for column in columns:
@@ -150,3 +215,14 @@ def _print_tables(tables: list[list[dict[str, Any]]], where: dict[str, Any]) -> 
             table.add_row(*("" if value is None else str(value) for value in cells))
         console.print(table)
     console.print(f"{where['machine']}; Python {where['python']}; {where['date']}", markup=False)
+
+
+def _folded(row: dict[str, Any]) -> dict[str, Any]:
+    """A median with its least and greatest beside it in one cell."""
+    found = {}
+    for name, value in row.items():
+        if name.endswith(("_min", "_max")) and name[:-4] in row:
+            continue
+        least, greatest = row.get(f"{name}_min"), row.get(f"{name}_max")
+        found[name] = value if least == greatest else f"{value} ({least}-{greatest})"
+    return found

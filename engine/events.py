@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -43,10 +43,30 @@ class LaneVitals:
 
 
 @dataclass(frozen=True, slots=True)
+class RowFigures:
+    """What bulk classification has found so far, earlier calls included; the rate is that of the last minute.
+
+    `total` is estimated from the bytes that are read where the input does not tell; it and `eta_s` are None
+    where nobody can say. `duplicates` are rows that were answered by an equal text, `review` the labelled
+    rows that are set aside for a person. `labels` counts rows per label, `confidence` those in each tenth
+    from 0 to 1.
+    """
+
+    rows_per_s: float
+    total: int | None
+    eta_s: float | None
+    duplicates: int
+    review: int
+    labels: Mapping[str, int]
+    confidence: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StageProgress:
     """Running totals of one stage. Everything counted here is on disk (C2).
 
-    `lane` tells how the model is being asked; None where the stage asks none.
+    `lane` tells how the model is being asked; None where the stage asks none. `rows` is there in bulk
+    classification alone, where `done` and `failed` count rows.
     """
 
     stage: str
@@ -60,6 +80,7 @@ class StageProgress:
     output_tokens: int
     cost_usd: float
     lane: LaneVitals | None = None
+    rows: RowFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from adapters.cli.main import app
+from engine.bulk.index import INDEX
 from engine.bulk.journal import file_name
+from engine.bulk.manifest import review_file
 from engine.config import Config, parse_config
 from engine.config_reference import configuration_reference
 from tests.conftest import ROOT
@@ -95,7 +97,10 @@ def test_every_file_is_described(folder: Path) -> None:
     # SQLite's log is gone once no process holds the file
     cache = {name for name, _ in files_in(run.parent / ".pld-cache")}
     assert {"responses.sqlite"} <= cache <= set(named("Response cache"))
-    out = {name for name, _ in files_in(folder / "out")} | {re.sub(r"\d+", "NNNNN", file_name(0))}
+    out = {name for name, _ in files_in(folder / "out")}
+    # what is there on the way, or with an option
+    out |= {re.sub(r"\d+", "NNNNN", name) for name in (file_name(0), review_file(0))}
+    out |= {INDEX, f"{INDEX}-wal"}
     assert out == set(named("Output folder of `pld classify`"))
 
 
@@ -133,7 +138,7 @@ def test_every_key_of_the_json_files_is_described(folder: Path) -> None:
         return json.loads(path.read_bytes())
 
     rounds = [read(path) for path in sorted(run.glob("rounds/*.json"))]
-    assert {one["kind"] for one in rounds} == {"resolve", "prune"}
+    assert {one["kind"] for one in rounds} == {"resolve", "long tail", "prune"}
     assert {key for one in rounds for key in one} == set(named("`rounds/NN.json`"))
     described = FILES[FILES.index("A candidate has") : FILES.index("### `prompt.json`")]
     for one in rounds:

@@ -13,8 +13,9 @@ from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, say
 from adapters.cli.running import run as run_work
+from adapters.cli.wording import histogram
 from adapters.registry import check_model, is_local, open_student, settings_of
-from engine.bulk import ClassifyResult, classify
+from engine.bulk import ClassifyResult, classify, predicted_on_validation
 from engine.distillation.manifest import load_run_config
 from engine.distillation.session import limits_of
 from engine.errors import ConfigError
@@ -39,6 +40,16 @@ def classify_command(
     row_id: Annotated[
         str | None, typer.Option("--id", help="Column with a row id, carried to the output; default: none.")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Input column to copy to the output, COLUMN=NAME under another name; any number of times."
+        ),
+    ] = None,
+    review_below: Annotated[
+        float | None,
+        typer.Option(help="Write rows with a lower confidence to review-*.parquet, for a person to look at."),
+    ] = None,
     part_rows: Annotated[int, typer.Option(help="Rows in one part.", min=1)] = 50_000,
     max_cost: Annotated[
         float | None, typer.Option(help="Cap in USD: no request is sent that could pass it.", min=0)
@@ -48,17 +59,19 @@ def classify_command(
 ) -> None:
     """Classify the rows of files with a compiled prompt, into Parquet parts.
 
-    Each input row stands exactly once in `part-*.parquet` (label, confidence, prompt hash) or, with the
-    reason, in `failures-*.parquet`. The same command resumes after the last finished part.
+    Each input row stands exactly once: in `part-*.parquet` (label, confidence, prompt hash), where it is
+    unsure in `review-*.parquet` (with --review-below), or with the reason in `failures-*.parquet`. Equal
+    texts are asked about once. The same command goes on where it was stopped or killed.
 
-    Example: pld classify runs/tweets inbox/*.parquet -o labelled
+    Example: pld classify runs/tweets inbox/*.parquet -o labelled --keep author --review-below 0.6
     """
     display = Display(quiet=quiet)
     address = ""
 
     async def work(stop: StopSignal) -> ClassifyResult:
         nonlocal address
-        config = load_run_config(RunDirectory.open(run))
+        directory = RunDirectory.open(run)
+        config = load_run_config(directory)
         prompt = load_prompt(run)
         columns = text_columns(config.task.text, text or [])
         settings = settings_of(config.student, student)
@@ -74,6 +87,9 @@ def classify_command(
                     out,
                     text=columns,
                     id=row_id,
+                    keep=kept_columns(keep or []),
+                    review_below=review_below,
+                    expected=predicted_on_validation(directory.read_manifest(), prompt.sha256, model.name),
                     limits=limits_of(config.student),
                     part_rows=part_rows,
                     max_cost_usd=max_cost,
@@ -92,11 +108,14 @@ def classify_command(
         (
             f"{result.rows:,} rows: {result.classified:,} classified, {result.failed:,} failed, "
             f"{result.duplicates:,} answered by an equal text"
+            + ("" if review_below is None else f", {result.review:,} to review")
         ),
         f"{result.rows_per_s:,.0f} rows/s; peak memory {result.peak_rss_mb:,.0f} MB",
         f"labels: {', '.join(f'{name} {count:,}' for name, count in result.label_counts.items())}",
-        f"the parts: {out}",
     ]
+    if any(result.confidence_histogram):
+        lines.append(f"confidence from 0 to 1: {histogram(result.confidence_histogram)}")
+    lines.append(f"the parts: {out}")
     if is_local(address):
         lines.append(LOCAL_NOTE)
     for line in lines:
@@ -118,6 +137,20 @@ def text_columns(compiled: str | tuple[str, ...], named: Sequence[str]) -> TextC
             f"{'once' if len(fields) == 1 else f'{len(fields)} times, in this order'}"
         )
     return dict(zip(fields, named, strict=True))
+
+
+def kept_columns(named: Sequence[str]) -> dict[str, str]:
+    """What `--keep` names: each column with its name in the output. Raises `ConfigError`."""
+    kept: dict[str, str] = {}
+    for one in named:
+        column, separator, name = one.rpartition("=")
+        column, name = (column, name) if separator else (one, one)
+        if not column or not name:
+            raise ConfigError(f"--keep {one!r}: give COLUMN, or COLUMN=NAME")
+        if column in kept:
+            raise ConfigError(f"--keep names the column {column!r} twice")
+        kept[column] = name
+    return kept
 
 
 def _columns(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from adapters.cli.pace import Pace
-from adapters.cli.wording import BETWEEN, dollars, duration, packed, rates, short, waiting
+from adapters.cli.wording import BETWEEN, dollars, duration, found, packed, rates, short, waiting
 from engine.events import (
     ConcurrencyChanged,
     Event,
@@ -138,8 +138,9 @@ class Display:
         said = _how_far(stage, now)
         line = Text.assemble(self._spin(now), f" {stage.name} ", no_wrap=True, overflow="ellipsis")
         room = min(_MOST_BAR, width - line.cell_len - len(said) - 1)
-        if stage.total and room >= _LEAST_BAR:
-            full = min(room, room * stage.progress.done // stage.total)
+        total, _ = _total(stage)
+        if total and room >= _LEAST_BAR:
+            full = min(room, room * stage.progress.done // total)
             line.append("━" * full, "bar.complete").append("━" * (room - full), "bar.back").append(" ")
         line.append(said)
         for group in _figures(stage, now):
@@ -200,18 +201,30 @@ class Display:
 
 def _how_far(stage: _Stage, now: float) -> str:
     """Done, of how many, and how long the rest will take."""
-    done, total = stage.progress.done, stage.total
+    done, rows = stage.progress.done, stage.progress.rows
+    total, about = _total(stage)
     if not total:
         return f"{f'{done:,} in ' if done else ''}{duration(now - stage.began)}"
-    eta = "" if stage.pace.eta_s is None or done >= total else f", ETA {duration(stage.pace.eta_s)}"
-    return f"{done:,} of {total:,} ({100 * done // total}%){eta}"
+    eta_s = stage.pace.eta_s if rows is None else rows.eta_s
+    eta = "" if eta_s is None or done >= total else f", ETA {duration(eta_s)}"
+    return f"{done:,} of {about}{total:,} ({min(100, 100 * done // total)}%){eta}"
+
+
+def _total(stage: _Stage) -> tuple[int | None, str]:
+    """How many there are in all, and a word where that is an estimate."""
+    rows = stage.progress.rows
+    if stage.total or rows is None or not rows.total:
+        return stage.total, ""
+    return rows.total, "about "
 
 
 def _figures(stage: _Stage, now: float) -> list[list[str]]:
     """Groups of figures, each of which begins a line: rates, what is waited for, counts."""
     lane = stage.progress.lane
     groups = [] if lane is None else [rates(lane), waiting(lane, stage.paused_until - now)]
-    return [group for group in (*groups, _counts(stage)) if group]
+    rows = stage.progress.rows
+    classified = [] if rows is None else found(rows)
+    return [group for group in (*groups, classified, _counts(stage)) if group]
 
 
 def _counts(stage: _Stage) -> list[str]:

@@ -27,6 +27,7 @@ from engine.events import (
     EventSink,
     LaneVitals,
     Notice,
+    RowFigures,
     StageFinished,
     StageProgress,
     StageStarted,
@@ -250,7 +251,7 @@ def _line(event: Event) -> dict[str, Any]:
     return {"event": _NAMES[type(event)], **_values(event)}
 
 
-def _values(one: Event | LaneVitals) -> dict[str, Any]:
+def _values(one: Event | LaneVitals | RowFigures) -> dict[str, Any]:
     """The fields, floats to a millionth: no figure here means more."""
     values = ((each.name, getattr(one, each.name)) for each in fields(one))
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in values}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engine.events import Bottleneck, LaneVitals
+from engine.events import Bottleneck, LaneVitals, RowFigures
 
 BETWEEN = " · "
 _LAG_WORTH_A_LOOK_S = 0.05
+_BARS = " ▁▂▃▄▅▆▇█"
+_MOST_LABELS = 6
 _WAITS_FOR: dict[Bottleneck, str] = {
     "server": "waiting for the model",
     "source": "reading rows",
@@ -48,6 +50,28 @@ def bottleneck(lane: LaneVitals, pause_s: float = 0.0) -> str:
     if lane.bottleneck == "pause":
         return f"the provider asked to wait{f', {math.ceil(pause_s)} s' if pause_s > 0 else ''}"
     return _WAITS_FOR[lane.bottleneck]
+
+
+def found(rows: RowFigures) -> list[str]:
+    """What bulk classification has found: speed, equal texts, rows to review, label mix, confidences."""
+    cells = [f"{rows.rows_per_s:,.0f} rows/s"] if rows.rows_per_s else []
+    if rows.duplicates:
+        cells.append(f"{short(rows.duplicates)} equal texts")
+    if rows.review:
+        cells.append(f"{short(rows.review)} to review")
+    total = sum(rows.labels.values())
+    cells += [f"{name} {count / total:.0%}" for name, count in list(rows.labels.items())[:_MOST_LABELS]]
+    if len(rows.labels) > _MOST_LABELS:
+        cells.append(f"{len(rows.labels) - _MOST_LABELS} more labels")
+    if any(rows.confidence):
+        cells.append(f"confidence 0 {histogram(rows.confidence)} 1")
+    return cells
+
+
+def histogram(counts: Sequence[int]) -> str:
+    """Counts as bars, one character each; whatever is not 0 can be seen."""
+    most = max(counts, default=0)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] if most else " " for count in counts)
 
 
 def packed(cells: Sequence[str], width: int) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from engine.bulk.index import INDEX_FILES
+from engine.bulk.tally import TENTHS, most_frequent_first
 from engine.errors import CorruptStoreError, RunError
 from engine.events import EventSink, Notice
 from engine.store import RunDirectory
 
-FORMAT = 1
+FORMAT = 2
 KIND = "classification"
 
 
@@ -28,6 +30,7 @@ class Task:
     """Everything that decides what the parts hold. Another task needs another directory.
 
     `text` is the column of the text, or the columns of its `fields`, which are named where there are several.
+    `keep` has the columns that are carried along, each with its name in the parts.
     """
 
     prompt_sha256: str
@@ -37,6 +40,8 @@ class Task:
     id: str | None
     part_rows: int
     fields: tuple[str, ...] = ()
+    keep: tuple[tuple[str, str], ...] = ()
+    review_below: float | None = None
 
     def difference(self, other: Task) -> str | None:
         """The first thing in which `other` differs from this one, in words; None where nothing does."""
@@ -51,6 +56,8 @@ class Task:
             ("fields", "fields of the text"),
             ("id", "id column"),
             ("part_rows", "rows per part"),
+            ("keep", "columns to keep"),
+            ("review_below", "review threshold"),
         ):
             was, now = getattr(self, name), getattr(other, name)
             if was != now:
@@ -60,25 +67,43 @@ class Task:
 
 
 def _shown(value: object) -> str:
-    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    names = (one if isinstance(one, str) else "=".join(dict.fromkeys(one)) for one in value)
+    return ", ".join(names) or "none"
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """One finished part. `rows = classified + failed`; `labels` counts rows per label."""
+    """One finished part. `rows = classified + failed`; `review` of the classified ones are unsure.
+
+    `labels` counts rows per label, `confidence` those in each tenth from 0 to 1.
+    """
 
     number: int
     first_row: int
     rows: int
     classified: int
     failed: int
+    review: int
     duplicates: int
     labels: Mapping[str, int]
+    confidence: Sequence[int]
 
     @property
     def file(self) -> str:
         """The Parquet file of the classified rows."""
         return part_file(self.number)
+
+    @property
+    def review_file(self) -> str | None:
+        """The Parquet file of the unsure rows; None where there are none."""
+        return review_file(self.number) if self.review else None
+
+    @property
+    def files(self) -> list[str]:
+        """All its files."""
+        return [name for name in (self.file, self.review_file, self.failures_file) if name is not None]
 
     @property
     def failures_file(self) -> str | None:
@@ -89,6 +114,7 @@ class PartEntry:
         # not by asdict, which copies deeply: every part is written again with each new one
         return {name: getattr(self, name) for name in _STORED} | {
             "file": self.file,
+            "review_file": self.review_file,
             "failures_file": self.failures_file,
         }
 
@@ -127,6 +153,10 @@ class Manifest:
         return sum(part.failed for part in self.parts.values())
 
     @property
+    def review(self) -> int:
+        return sum(part.review for part in self.parts.values())
+
+    @property
     def duplicates(self) -> int:
         return sum(part.duplicates for part in self.parts.values())
 
@@ -136,7 +166,12 @@ class Manifest:
         counts: Counter[str] = Counter()
         for part in self.parts.values():
             counts.update(part.labels)
-        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+        return most_frequent_first(counts)
+
+    @property
+    def confidence(self) -> tuple[int, ...]:
+        """Rows in each tenth of confidence, from 0 to 1."""
+        return tuple(sum(part.confidence[tenth] for part in self.parts.values()) for tenth in range(TENTHS))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -152,6 +187,10 @@ def part_file(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def review_file(number: int) -> str:
+    return f"review-{number:05d}.parquet"
+
+
 def failures_file(number: int) -> str:
     return f"failures-{number:05d}.parquet"
 
@@ -163,6 +202,9 @@ def open_manifest(run: RunDirectory, task: Task, emit: EventSink) -> Manifest:
     manifest. Parts whose files are gone are not finished any more; a warning says so.
     """
     if not run.has("manifest.json"):
+        # what somebody who deleted the manifest has left may belong to another task
+        for path in [*run.path.glob("open-*.log"), *map(run.path.joinpath, INDEX_FILES)]:
+            run.remove(path.name)
         manifest = Manifest(task)
         run.write_manifest(manifest.to_json())
         return manifest
@@ -177,11 +219,7 @@ def open_manifest(run: RunDirectory, task: Task, emit: EventSink) -> Manifest:
     manifest = _read(run, document)
     if (difference := manifest.task.difference(task)) is not None:
         raise RunError(f"{run.path}: {difference}; choose another output folder (-o), or delete this one")
-    gone = [
-        part
-        for part in manifest.parts.values()
-        if not run.has(part.file) or (part.failures_file is not None and not run.has(part.failures_file))
-    ]
+    gone = [part for part in manifest.parts.values() if not all(map(run.has, part.files))]
     for part in gone:
         del manifest.parts[part.number]
         emit(Notice(f"{run.path / part.file}: is gone; its rows are classified again", warning=True))
@@ -194,7 +232,8 @@ def _read(run: RunDirectory, document: Mapping[str, Any]) -> Manifest:
         task["inputs"] = tuple(Input(**one) for one in task["inputs"])
         if isinstance(task["text"], list):
             task["text"] = tuple(task["text"])
-        task["fields"] = tuple(task.get("fields", ()))  # older manifests have a single column
+        task["fields"] = tuple(task["fields"])
+        task["keep"] = tuple((column, name) for column, name in task["keep"])
         parts = [PartEntry(**{name: one[name] for name in _STORED}) for one in document["parts"]]
         return Manifest(Task(**task), document["total_rows"], {part.number: part for part in parts})
     except (KeyError, TypeError, ValueError) as exc:

@@ -1,59 +1,56 @@
-"""A part: a block of consecutive rows, from reading to its two Parquet files."""
+"""A part: a block of consecutive rows, from reading to its Parquet files."""
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-UNUSABLE = "unusable"
-"""The reason of a row that has no text to classify."""
+from engine.bulk.entries import Entry
+from engine.bulk.tally import Tally
+
+COLUMNS = (
+    *("row", "file", "id", "label", "confidence", "margin", "prompt_sha256", "model"),
+    *("reason", "detail"),
+)
+"""The columns of a part's files; no column that is carried along may have one of these names."""
 
 _PENDING = -1
 _FAILED = -2
 _NAN = float("nan")
 
-LabelledEntry: TypeAlias = tuple[int, int, float | None, float | None]
-"""Index of the row in its part, index of its label, confidence and margin where the student tells them."""
 
-FailedEntry: TypeAlias = tuple[int, str, str]
-"""Index of the row in its part, reason and detail."""
+class Frames(NamedTuple):
+    """A part's rows as they are written, each in exactly one of the three, in order."""
 
-Entry: TypeAlias = LabelledEntry | FailedEntry
-"""What became of one row that the student was asked about."""
+    classified: pl.DataFrame
+    review: pl.DataFrame
+    failed: pl.DataFrame
 
 
 class Part:
     """Rows `first_row`, `first_row + 1`, … and what became of each.
 
-    Rows are added in order, then the part is sealed; it is complete when every row that was asked about has
-    its entry. Of equal texts only the first row is asked about. `known` are entries that an earlier call
-    saved. Texts are not kept: about 60 bytes a row and, until the part is sealed, 150 more for telling equal
-    texts.
-
-    `saved` and `saved_failed` count the rows of it that are on disk already: the caller keeps them.
+    Rows are added in order, then the part is sealed; it is complete when every row is settled. `known` are
+    the entries that an earlier call saved, by the row's place in the part. Texts are not kept: about 50 bytes
+    a row and its id, and the columns that are carried along. `duplicates` counts rows that were answered by
+    an earlier one.
     """
 
-    def __init__(self, number: int, first_row: int, known: Sequence[Entry] = ()) -> None:
+    def __init__(self, number: int, first_row: int, known: dict[int, Entry], tally: Tally) -> None:
         self.number = number
         self.first_row = first_row
-        self.saved = len(known)
-        self.saved_failed = sum(len(entry) == 3 for entry in known)
+        self.known = known
+        self.tally = tally
         self.duplicates = 0
         self.sealed = False
-        self._waiting = 0
-        self._known = {entry[0]: entry for entry in known}
-        self._seen: dict[bytes, int] = {}
         self._files = array("i")
         self._ids: list[str | None] = []
-        # the row whose entry holds for this one: itself, or the first row with the same text
-        self._source = array("i")
+        self._carried: list[pl.DataFrame] = []
         self._label = array("i")
         self._confidence = array("f")
         self._margin = array("f")
@@ -62,99 +59,81 @@ class Part:
     @property
     def rows(self) -> int:
         """Rows added so far."""
-        return len(self._source)
+        return len(self._label)
 
     @property
     def complete(self) -> bool:
         """Whether every row is here and has its label or its failure."""
-        return self.sealed and self._waiting == 0
+        return self.sealed and self.tally.rows == self.rows
 
-    def add(self, file: int, row_id: str | None, text: str | None, problem: str = "") -> bool:
-        """Add the next row; `text` is None where it cannot be used, `problem` says why.
-
-        Returns whether the student has to be asked about it.
-        """
-        index = len(self._source)
+    def add(self, file: int, row_id: str | None) -> None:
+        """Add the next row."""
         self._files.append(file)
         self._ids.append(row_id)
         self._label.append(_PENDING)
         self._confidence.append(_NAN)
         self._margin.append(_NAN)
-        if text is None:
-            self._source.append(index)
-            self._fail(index, UNUSABLE, problem)
-            return False
-        first = self._seen.setdefault(_digest(text), index)
-        self._source.append(first)
-        if first != index:
-            self.duplicates += 1
-            return False
-        self._waiting += 1
-        if (entry := self._known.pop(index, None)) is None:
-            return True
-        self.settle(entry)
-        return False
+
+    def carry(self, frame: pl.DataFrame) -> None:
+        """The columns to carry, of the next rows."""
+        self._carried.append(frame)
 
     def seal(self) -> None:
         """No more rows come."""
         self.sealed = True
-        self._seen.clear()
-        self._known.clear()
+        self.known.clear()
 
-    def settle(self, entry: Entry) -> None:
-        """Take in what became of a row that was asked about."""
-        self._waiting -= 1
-        if len(entry) == 3:
-            self._fail(*entry)
+    def settle(self, index: int, entry: Entry) -> None:
+        """Take in what became of the row at that place of the part."""
+        self.tally.count(entry)
+        if len(entry) == 2:
+            self._label[index] = _FAILED
+            self._failures[index] = entry
             return
-        index, label, confidence, margin = entry
-        self._label[index] = label
-        if confidence is not None:
-            self._confidence[index] = confidence
-        if margin is not None:
-            self._margin[index] = margin
-
-    def _fail(self, index: int, reason: str, detail: str) -> None:
-        self._label[index] = _FAILED
-        self._failures[index] = (reason, detail)
+        self._label[index], self._confidence[index], self._margin[index] = entry
 
     # --- what is written -----------------------------------------------------------------------------
 
-    def counts(self, labels: Sequence[str]) -> Mapping[str, int]:
-        """Rows per label, in the order of `labels`, those without any left out."""
-        found = Counter(self._resolved().tolist())
-        return {label: found[index] for index, label in enumerate(labels) if found[index]}
-
-    def classified(
-        self, files: Sequence[str], labels: Sequence[str], prompt: str, model: str
-    ) -> pl.DataFrame:
-        """The rows that have a label, in order: the content of the part's file."""
-        resolved = self._resolved()
-        rows = np.flatnonzero(resolved >= 0)
-        source = np.frombuffer(self._source, np.int32)[rows]
+    def frames(
+        self,
+        files: Sequence[str],
+        labels: Sequence[str],
+        *,
+        prompt: str,
+        model: str,
+        carried: dict[str, str],
+        review_below: float | None,
+    ) -> Frames:
+        """The content of the part's files. `carried` has the name in them of each column carried along."""
+        label = np.frombuffer(self._label, np.int32)
         confidence = np.frombuffer(self._confidence, np.float32)
-        margin = np.frombuffer(self._margin, np.float32)
-        return self._places(rows, files).with_columns(
-            pl.Series("label", labels, pl.String).gather(pl.Series(resolved[rows])),
-            pl.Series("confidence", confidence[source], nan_to_null=True),
-            pl.Series("margin", margin[source], nan_to_null=True),
-            pl.lit(prompt).alias("prompt_sha256"),
-            pl.lit(model).alias("model"),
-        )
+        labelled = label >= 0
+        unsure = np.zeros_like(labelled)
+        if review_below is not None:
+            # an unknown confidence compares as False; in double precision, as the tally compares
+            unsure = labelled & ~(confidence.astype(np.float64) >= review_below)
 
-    def failed(self, files: Sequence[str]) -> pl.DataFrame:
-        """The rows that have none, in order: the content of the part's failures file."""
-        rows = np.flatnonzero(self._resolved() == _FAILED)
-        failures = [self._failures[self._source[row]] for row in rows.tolist()]
-        return self._places(rows, files).with_columns(
-            pl.Series("reason", [reason for reason, _ in failures], pl.String),
-            pl.Series("detail", [detail for _, detail in failures], pl.String),
-        )
+        def with_labels(rows: npt.NDArray[np.int64]) -> pl.DataFrame:
+            return self._places(rows, files).with_columns(
+                pl.Series("label", labels, pl.String).gather(pl.Series(label[rows])),
+                pl.Series("confidence", confidence[rows], nan_to_null=True),
+                pl.Series("margin", np.frombuffer(self._margin, np.float32)[rows], nan_to_null=True),
+                pl.lit(prompt).alias("prompt_sha256"),
+                pl.lit(model).alias("model"),
+                *self._kept(rows, carried),
+            )
 
-    def _resolved(self) -> npt.NDArray[np.int32]:
-        """Per row the index of its label, duplicates included; negative where it has none."""
-        own: npt.NDArray[np.int32] = np.frombuffer(self._label, np.int32)
-        return own[np.frombuffer(self._source, np.int32)]
+        failed = np.flatnonzero(label == _FAILED)
+        failures = [self._failures[row] for row in failed.tolist()]
+        return Frames(
+            classified=with_labels(np.flatnonzero(labelled & ~unsure)),
+            review=with_labels(np.flatnonzero(unsure)),
+            failed=self._places(failed, files).with_columns(
+                pl.Series("reason", [reason for reason, _ in failures], pl.String),
+                pl.Series("detail", [detail for _, detail in failures], pl.String),
+                *self._kept(failed, carried),
+            ),
+        )
 
     def _places(self, rows: npt.NDArray[np.int64], files: Sequence[str]) -> pl.DataFrame:
         """Which rows these are. Files are plain strings: Parquet packs them, every reader can join parts."""
@@ -167,7 +146,8 @@ class Part:
             }
         )
 
-
-def _digest(text: str) -> bytes:
-    # surrogatepass: half of a surrogate pair in a row must not stop the job
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def _kept(self, rows: npt.NDArray[np.int64], carried: dict[str, str]) -> list[pl.Series]:
+        if not carried or not self._carried:
+            return []
+        frame = pl.concat(self._carried)
+        return [frame[column].gather(pl.Series(rows)).alias(name) for column, name in carried.items()]

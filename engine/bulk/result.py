@@ -14,20 +14,23 @@ from typing import Any
 class ClassifyResult:
     """Figures of the whole classification, earlier calls included; speed and memory are this call's.
 
-    `rows = classified + failed`. `duplicates` of them were answered by an earlier row with the same text.
-    `label_counts` has the rows per label, most frequent first. `rows_per_s` counts the rows that this call
-    finished. `peak_rss_mb` is the process's largest memory so far, in MB (10⁶ bytes).
+    `rows = classified + failed`. `duplicates` of them were answered by an earlier row with the same text, and
+    `review` of the classified ones are unsure. `label_counts` has the rows per label, most frequent first,
+    `confidence_histogram` those in each tenth of confidence from 0 to 1. `rows_per_s` counts the rows
+    that this call finished. `peak_rss_mb` is the process's largest memory so far, in MB (10⁶ bytes).
     """
 
     rows: int
     classified: int
     failed: int
     duplicates: int
+    review: int
     rows_per_s: float
     peak_rss_mb: float
     seconds: float
     parts: int
     label_counts: Mapping[str, int] = field(hash=False)
+    confidence_histogram: tuple[int, ...]
     out: Path
 
     def to_json(self) -> dict[str, Any]:

@@ -4,11 +4,12 @@
 
     reader (thread) -> batches -> _requests -> scheduler -> _settle -> finished -> writer (thread)
                                      |             |           |
-                                     |     journal of them     |
+                         index of texts     journal of them    |
                                      '------- open parts ------'
 
 No barrier stands between parts: a few are open at once, and the slowest answer of one holds up its own
-file only.
+file only. A row with the text of an earlier one is not asked about: it gets that one's answer, at once where
+there is one, else when it comes.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from engine.bulk.entries import UNUSABLE, Entry, Known, digest, single
+from engine.bulk.equal_texts import EqualTexts
 from engine.bulk.journal import PartJournal, file_name
-from engine.bulk.manifest import Manifest, PartEntry, failures_file, part_file
-from engine.bulk.parts import Entry, Part
+from engine.bulk.manifest import Manifest, PartEntry, failures_file, part_file, review_file
+from engine.bulk.mix import LabelMix
+from engine.bulk.parts import Part
 from engine.bulk.progress import Progress
+from engine.bulk.tally import Tally
 from engine.bulk.texts import valid
-from engine.errors import PldError
+from engine.errors import ModelError, PldError
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Lane
 from engine.scheduler.shielded import finish
@@ -34,6 +39,8 @@ _OPEN_PARTS = 4
 # Small parts must not keep the student waiting: at least so many rows are under way.
 _OPEN_ROWS = 16_384
 _BATCHES_AHEAD = 2
+# So many answers without a confidence are enough to know that the student tells none.
+_ENOUGH_UNTOLD = 64
 
 
 class Classification:
@@ -47,29 +54,35 @@ class Classification:
         prompt: CompiledPrompt,
         reader: RowReader,
         journal: PartJournal,
+        texts: EqualTexts,
         progress: Progress,
+        mix: LabelMix | None,
     ) -> None:
-        self.replayed = 0
-        """Rows whose answers an earlier call had already brought."""
         self._run = run
         self._manifest = manifest
+        self._task = manifest.task
         self._part_rows = manifest.task.part_rows
         self._files = [one.path for one in manifest.task.inputs]
         self._prompt = StudentPrompt(prompt)
         self._label_index = {label: index for index, label in enumerate(self._prompt.labels)}
         self._reader = reader
         self._progress = progress
+        self._mix = mix
         self._journal = journal
+        self._texts = texts
+        self._asked: dict[int, bytes] = {}
         self._first_row = manifest.first_missing * self._part_rows
         self._open: dict[int, Part] = {}
         self._room = asyncio.Semaphore(max(_OPEN_PARTS, -(-_OPEN_ROWS // self._part_rows)))
-        self._batches: asyncio.Queue[RowBatch | PldError | None] = asyncio.Queue(_BATCHES_AHEAD)
+        self._batches: asyncio.Queue[tuple[RowBatch, list[bytes | None]] | PldError | None] = asyncio.Queue(
+            _BATCHES_AHEAD
+        )
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
 
     async def run(self, lane: Lane[Request, Answer]) -> None:
         """Classify what no finished part holds. Raises as `classify` does, everything answered saved."""
         await asyncio.to_thread(self._prepare)
-        total = await asyncio.to_thread(self._reader.count_rows)
+        total = self._progress.total = await asyncio.to_thread(self._reader.count_rows)
         failure: PldError | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -95,12 +108,11 @@ class Classification:
         finished = self._manifest.parts
         for number in self._journal.parts() & finished.keys():
             self._run.remove(file_name(number))
-        listed = {name for part in finished.values() for name in (part.file, part.failures_file)}
-        for pattern in ("part-*.parquet", "failures-*.parquet"):
+        listed = {name for part in finished.values() for name in part.files}
+        for pattern in ("part-*.parquet", "review-*.parquet", "failures-*.parquet"):
             for path in self._run.path.glob(pattern):
                 if path.name not in listed:
                     self._run.remove(path.name)
-        self._progress.add(self._manifest.rows, self._manifest.failed)
         self._reader.skip_rows(self._first_row)
 
     # --- rows in -------------------------------------------------------------------------------------
@@ -108,19 +120,29 @@ class Classification:
     async def _read(self) -> None:
         """Read ahead, off the event loop. An error goes the way of the rows, behind those before it."""
         batches = iter(self._reader)
+
+        def read() -> tuple[RowBatch, list[bytes | None]] | None:
+            batch = next(batches, None)
+            if batch is None:
+                return None
+            return batch, [None if text is None else digest(text) for text in batch.texts]
+
         try:
-            while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-                await self._batches.put(batch)
+            while (found := await asyncio.to_thread(read)) is not None:
+                await self._batches.put(found)
             await self._batches.put(None)
         except PldError as exc:
             await self._batches.put(exc)
 
     async def _requests(self) -> AsyncIterator[Request]:
-        """A request for each row that has to be asked about, in order."""
+        """A request for each text that has to be asked about, in order."""
         row = self._first_row
-        while (batch := await self._batches.get()) is not None:
-            if isinstance(batch, PldError):
-                raise batch
+        while (found := await self._batches.get()) is not None:
+            if isinstance(found, PldError):
+                raise found
+            batch, hashes = found
+            await self._texts.prepare(one for one in hashes if one is not None)
+            self._progress.read(batch.first_row + len(batch), batch.share)
             row = batch.first_row
             end = row + len(batch)
             while row < end:
@@ -130,12 +152,18 @@ class Classification:
                     row = upto
                     continue
                 part = await self._part(number)
-                for index in range(row - batch.first_row, upto - batch.first_row):
+                at = row - batch.first_row
+                if batch.carried is not None:
+                    part.carry(batch.carried.slice(at, upto - row))
+                for index in range(at, upto - batch.first_row):
+                    text, name = batch.texts[index], hashes[index]
                     row_id = (batch.ids[index] or None) if batch.ids is not None else None
-                    text = batch.texts[index]
-                    asked = part.add(batch.file_index, row_id, text, batch.problems.get(index, ""))
-                    if asked and text is not None:
-                        yield self._prompt.request(str(batch.first_row + index), text)
+                    part.add(batch.file_index, row_id)
+                    row = batch.first_row + index
+                    if text is None or name is None:
+                        self._settle_row(row, (UNUSABLE, batch.problems[index]))
+                    elif self._has_to_be_asked(part, row, name):
+                        yield self._prompt.request(str(row), text)
                 row = upto
                 if row == (number + 1) * self._part_rows:
                     self._seal(part)
@@ -150,12 +178,31 @@ class Classification:
         if part is None:
             await self._room.acquire()
             first_row = number * self._part_rows
-            known = await asyncio.to_thread(self._journal.load, number)
-            entries = [self._entry(int(result.id) - first_row, result) for result in known]
-            part = self._open[number] = Part(number, first_row, entries)
-            self.replayed += part.saved
-            self._progress.add(part.saved, part.saved_failed)
+            saved = await asyncio.to_thread(self._journal.load, number)
+            known = {int(result.id) - first_row: self._entry(result) for result in saved}
+            tally = Tally(self._prompt.labels, self._task.review_below)
+            part = self._open[number] = Part(number, first_row, known, tally)
         return part
+
+    def _has_to_be_asked(self, part: Part, row: int, text: bytes) -> bool:
+        """Whether the student has to be asked about the row; else it is settled, or waits for its equal."""
+        known = self._texts.find(text)
+        entry = part.known.pop(row - part.first_row, None)
+        if entry is not None:
+            if known is None:
+                for waiting in self._texts.settle(text, Known(row, entry)):
+                    self._settle_row(waiting, entry, duplicate=True)
+            self._settle_row(row, entry, replayed=True)
+            return False
+        if known is not None:
+            # a part may be gone, or its journal: then the index still has what its own row was told
+            own = known.row == row
+            self._settle_row(row, known.entry, duplicate=not own, replayed=own)
+            return False
+        if not self._texts.wait(text, row):
+            return False
+        self._asked[row] = text
+        return True
 
     def _seal(self, part: Part) -> None:
         part.seal()
@@ -164,29 +211,45 @@ class Classification:
     # --- answers out ---------------------------------------------------------------------------------
 
     def _settle(self, result: Result[Answer]) -> None:
-        number, index = divmod(int(result.id), self._part_rows)
+        row = int(result.id)
+        entry = self._entry(result)
+        for waiting in self._texts.settle(self._asked.pop(row), Known(row, entry)):
+            self._settle_row(waiting, entry, duplicate=waiting != row)
+        if self._mix is not None and len(entry) == 3:
+            self._mix.count(entry[0])
+        if self._progress.tally.classified >= _ENOUGH_UNTOLD:
+            self._check_confidence()
+
+    def _settle_row(self, row: int, entry: Entry, *, duplicate: bool = False, replayed: bool = False) -> None:
+        number, index = divmod(row, self._part_rows)
         part = self._open[number]
-        entry = self._entry(index, result)
-        part.settle(entry)
-        if result.source == "sent":  # what an equal request of another part brought is not in the journal
-            failed = len(entry) == 3
-            part.saved += 1
-            part.saved_failed += failed
-            self._progress.add(1, failed)
+        part.settle(index, entry)
+        part.duplicates += duplicate
+        self._progress.count(entry, duplicate=duplicate, replayed=replayed)
         self._hand_over(part)
 
-    def _entry(self, index: int, result: Result[Answer]) -> Entry:
+    def _entry(self, result: Result[Answer]) -> Entry:
         found = read_prediction(result, self._prompt.labels)
         if isinstance(found, Failure):
-            return (index, valid(found.reason), valid(found.detail))
+            return (valid(found.reason), valid(found.detail))
         if found.label is None:
             cut = not isinstance(result.outcome, Failure) and result.outcome.finish_reason
             detail = {
                 FinishReason.LENGTH: "the answer was cut off",
                 FinishReason.BLOCKED: "the answer was blocked",
             }.get(cut or FinishReason.STOP, "the answer is none of the labels")
-            return (index, "malformed", detail)
-        return (index, self._label_index[found.label], found.confidence, found.margin)
+            return ("malformed", detail)
+        return (self._label_index[found.label], single(found.confidence), single(found.margin))
+
+    def _check_confidence(self) -> None:
+        """Raise `ModelError` where unsure rows cannot be told from sure ones."""
+        tally = self._progress.tally
+        if self._task.review_below is not None and tally.classified and not tally.told:
+            raise ModelError(
+                f"{self._task.model}: tells no confidence with its answers, so no row can be called unsure: "
+                "leave --review-below out (in another output folder), or use a student that tells the "
+                "probabilities of labels"
+            )
 
     def _hand_over(self, part: Part) -> None:
         """Give a part to the writer once it is complete."""
@@ -199,27 +262,39 @@ class Classification:
             await finish(self._write(part))
 
     async def _write(self, part: Part) -> None:
+        self._check_confidence()
+        # what the part's rows were told must outlive its journal
+        await self._texts.keep()
         entry = await asyncio.to_thread(self._write_files, part)
         self._manifest.parts[part.number] = entry
         await asyncio.to_thread(self._run.write_manifest, self._manifest.to_json())
         await asyncio.to_thread(self._run.remove, file_name(part.number))
-        self._progress.add(part.rows - part.saved, entry.failed - part.saved_failed)
         self._room.release()
 
     def _write_files(self, part: Part) -> PartEntry:
-        task = self._manifest.task
-        labels = self._prompt.labels
-        failed = part.failed(self._files)
-        classified = part.classified(self._files, labels, task.prompt_sha256, task.model)
-        if failed.height:
-            self._run.write_parquet(failures_file(part.number), failed)
-        self._run.write_parquet(part_file(part.number), classified)
+        task = self._task
+        found = part.frames(
+            self._files,
+            self._prompt.labels,
+            prompt=task.prompt_sha256,
+            model=task.model,
+            carried=dict(task.keep),
+            review_below=task.review_below,
+        )
+        if found.failed.height:
+            self._run.write_parquet(failures_file(part.number), found.failed)
+        if found.review.height:
+            self._run.write_parquet(review_file(part.number), found.review)
+        self._run.write_parquet(part_file(part.number), found.classified)
+        tally = part.tally
         return PartEntry(
             number=part.number,
             first_row=part.first_row,
-            rows=part.rows,
-            classified=classified.height,
-            failed=failed.height,
+            rows=tally.rows,
+            classified=tally.classified,
+            failed=tally.failed,
+            review=tally.review,
             duplicates=part.duplicates,
-            labels=part.counts(labels),
+            labels=tally.label_counts,
+            confidence=tuple(tally.histogram),
         )

@@ -6,7 +6,7 @@ import glob
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,21 @@ def format_of(path: Path) -> Format:
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, a .gz one unpacked. Whatever goes wrong in reading becomes a `DataError`."""
+def open_file(path: Path, watch: Callable[[BinaryIO], None] | None = None) -> Iterator[BinaryIO]:
+    """The bytes of a file, a .gz one unpacked. Whatever goes wrong in reading becomes a `DataError`.
+
+    `watch` is given the file as it lies on disk, so that its `tell` says how much of it has been read.
+    """
     try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            # GzipFile reads like any buffered binary file but is not declared as one
-            yield cast(BinaryIO, stream)
+        with path.open("rb") as raw:
+            if watch is not None:
+                watch(raw)
+            if path.suffix.lower() == ".gz":
+                with gzip.open(raw, "rb") as stream:
+                    # GzipFile reads like any buffered binary file but is not declared as one
+                    yield cast(BinaryIO, stream)
+            else:
+                yield raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
         raise DataError(f"{path}: the compressed data is damaged or cut off") from exc
     except FileNotFoundError as exc:

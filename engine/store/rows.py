@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import polars as pl
+
+from engine.errors import DataError
 from engine.store.fields import TextColumns, TextFields
 from engine.store.files import find_files
 from engine.store.tables import Table, check_columns, count_rows, problem_of, read_table, word_of
@@ -18,7 +22,9 @@ class RowBatch:
 
     `first_row` is the number of the first, from 0 over all files together. `texts[i]` is None exactly where
     `problems` has `i`, with the reason in words that never show the row's content. `ids` is None where no id
-    column was named; a row without a usable id has "" there and is classified all the same.
+    column was named; a row without a usable id has "" there and is classified all the same. `carried` has the
+    columns to carry, a row for each, None where there are none. `share` is how much of the input's bytes lies
+    before the end of this batch, from 0 to 1.
     """
 
     first_row: int
@@ -26,6 +32,8 @@ class RowBatch:
     ids: list[str] | None
     texts: list[str | None]
     problems: Mapping[int, str]
+    carried: pl.DataFrame | None = None
+    share: float = 0.0
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -35,9 +43,11 @@ class RowReader:
     """Every row of some Parquet, CSV or NDJSON files exactly once, broken lines included, in a fixed order.
 
     `paths` may be globs; files are read in the order given, the matches of a glob by name. `text` is a
-    column, or several that make up one text (`engine.store.fields`). Iterating again starts again. Blank
-    lines of text files are no rows. Raises `DataError` at once where a file or a column is missing, and while
-    iterating where a file is damaged beyond single lines.
+    column, or several that make up one text (`engine.store.fields`). `carry` names columns that come beside
+    the texts as they are: with their types from Parquet, as strings from text files (other JSON values than
+    strings as JSON). Iterating again starts again. Blank lines of text files are no rows. Raises `DataError`
+    at once where a file or a column is missing, or a column to carry has not the same type in all files; and
+    while iterating where a file is damaged beyond single lines.
     """
 
     def __init__(
@@ -46,17 +56,29 @@ class RowReader:
         text: TextColumns,
         id_column: str | None = None,
         *,
+        carry: Sequence[str] = (),
         batch_rows: int = 4096,
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
         self.paths = find_files(paths)
         self.fields = TextFields(text)
+        self.carried: dict[str, pl.DataType] = {}
+        """The types of the columns to carry."""
         self._columns = (*self.fields.columns, *(() if id_column is None else (id_column,)))
+        self._carry = tuple(carry)
         self._batch_rows = batch_rows
         self._skip = 0
         for path in self.paths:
-            check_columns(path, self._columns, texts=self.fields.columns)
+            found = check_columns(path, self._columns, texts=self.fields.columns, carried=self._carry)
+            for name, kind in found.items():
+                if self.carried.setdefault(name, kind) != kind:
+                    raise DataError(
+                        f"{path}: column {name!r} holds {kind}, in {self.paths[0]} {self.carried[name]}; "
+                        "a column that is carried along needs one type in all files"
+                    )
+
+        self._sizes = [path.stat().st_size for path in self.paths]
 
     def skip_rows(self, n: int) -> None:
         """Let iteration begin at row `n`. Parquet is not read up to there; text is split into lines only."""
@@ -71,16 +93,31 @@ class RowReader:
 
     def __iter__(self) -> Iterator[RowBatch]:
         offset = 0
+        sizes = self._sizes
         for index, path in enumerate(self.paths):
             end = 0
             skip = max(0, self._skip - offset)
-            for table in read_table(path, self._columns, batch_rows=self._batch_rows, skip=skip):
+            rows = count_rows(path)
+            opened: list[BinaryIO] = []
+            tables = read_table(
+                path,
+                self._columns,
+                batch_rows=self._batch_rows,
+                skip=skip,
+                carry=self._carry,
+                watch=opened.append,
+            )
+            for table in tables:
                 end = table.first_row + len(table.rows)
                 if table.rows:
-                    yield self._batch(table, offset, index)
+                    # the file is closed after its last batch
+                    known = opened and not opened[0].closed
+                    read = opened[0].tell() if known else sizes[index] * end / rows if rows else sizes[index]
+                    share = (sum(sizes[:index]) + read) / max(1, sum(sizes))
+                    yield self._batch(table, offset, index, share)
             offset += end
 
-    def _batch(self, table: Table, offset: int, file_index: int) -> RowBatch:
+    def _batch(self, table: Table, offset: int, file_index: int, share: float) -> RowBatch:
         n = len(self.fields.columns)
         with_ids = len(self._columns) > n
         ids: list[str] = []
@@ -97,4 +134,12 @@ class RowReader:
             if with_ids:
                 row_id = row if isinstance(row, Problem) else problem_of("id", word_of, row[n])
                 ids.append("" if isinstance(row_id, Problem) else row_id)
-        return RowBatch(table.first_row + offset, file_index, ids if with_ids else None, texts, problems)
+        return RowBatch(
+            first_row=table.first_row + offset,
+            file_index=file_index,
+            ids=ids if with_ids else None,
+            texts=texts,
+            problems=problems,
+            carried=table.carried,
+            share=min(1.0, share),
+        )

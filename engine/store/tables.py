@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
+import orjson
 import polars as pl
 
 from engine.errors import DataError
@@ -29,12 +31,14 @@ class Table:
     """Rows of one file: `values[row]` in the order of the columns asked for, or why the row is broken.
 
     `first_row` counts from 0 in the file, skipped rows included; `lines` are the rows' line numbers (from 1)
-    in a text file, None in a Parquet file.
+    in a text file, None in a Parquet file. `carried` has the columns to carry, as tall as `rows`, nulls where
+    a row is broken; None where there are none.
     """
 
     first_row: int
     rows: list[tuple[object, ...] | Problem]
     lines: list[int] | None
+    carried: pl.DataFrame | None = None
 
 
 def columns_of(path: Path, wanted: Sequence[str] = ()) -> list[tuple[str, pl.DataType | None]]:
@@ -51,15 +55,18 @@ def columns_of(path: Path, wanted: Sequence[str] = ()) -> list[tuple[str, pl.Dat
     return [(name, None) for name in text_tables.column_names(path, kind, wanted)]
 
 
-def check_columns(path: Path, wanted: Sequence[str], *, texts: Sequence[str] = ()) -> None:
+def check_columns(
+    path: Path, wanted: Sequence[str], *, texts: Sequence[str] = (), carried: Sequence[str] = ()
+) -> dict[str, pl.DataType]:
     """Raise `DataError`, naming the nearest column, where a file lacks one or cannot be read at all.
 
-    `texts` are those among them that make up the text. One alone has to hold texts, several may be numbers
-    and truth values too.
+    `texts` are those among the wanted ones that make up the text. One alone has to hold texts, several may be
+    numbers and truth values too. `carried` ones may hold anything; returned is the type of each: the file's
+    own in Parquet, strings in a text file.
     """
-    schema = dict(columns_of(path, wanted))
+    schema = dict(columns_of(path, [*wanted, *carried]))
     names = list(schema)
-    for name in wanted:
+    for name in (*wanted, *carried):
         if name not in names:
             guess = nearest(name, names)
             if not guess.endswith("?") and not look_like_names(path, names):
@@ -67,7 +74,7 @@ def check_columns(path: Path, wanted: Sequence[str], *, texts: Sequence[str] = (
                 guess = f"; is the first line a header? It has {len(names)} fields"
             raise DataError(f"{path}: no column {name!r}{guess}")
         kind = schema[name]
-        if kind is None:
+        if kind is None or name not in wanted:
             continue
         if kind.is_nested() or kind == pl.Binary:
             raise DataError(f"{path}: column {name!r} holds {kind}; text or numbers are needed")
@@ -76,6 +83,7 @@ def check_columns(path: Path, wanted: Sequence[str], *, texts: Sequence[str] = (
             strings = [repr(other) for other, its in schema.items() if its == pl.String]
             others = f"; texts are in {', '.join(strings[:12])}" if strings else ""
             raise DataError(f"{path}: column {name!r} holds {kind}, not texts{others}")
+    return {name: schema[name] or pl.String() for name in carried}
 
 
 def look_like_names(path: Path, names: Sequence[str]) -> bool:
@@ -87,29 +95,68 @@ def _looks_named(name: str) -> bool:
     return len(name) <= 40 and name.replace("-", "_").replace(".", "_").isidentifier()
 
 
-def read_table(path: Path, columns: Sequence[str], *, batch_rows: int, skip: int = 0) -> Iterator[Table]:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    batch_rows: int,
+    skip: int = 0,
+    carry: Sequence[str] = (),
+    watch: Callable[[BinaryIO], None] | None = None,
+) -> Iterator[Table]:
     """Batches of at most `batch_rows` rows of a file, from row `skip` on.
 
-    The last batch always ends where the file ends; it may be empty. Raises `DataError` where the file is
-    damaged. Memory: one batch, at most about `BATCH_BYTES` (Parquet: and one data page per column).
+    `carry` names columns that come beside the rows, as they are. The last batch always ends where the file
+    ends; it may be empty. `watch` is given a text file once it is open, see `open_file`. Raises `DataError`
+    where the file is damaged. Memory: one batch, at most about `BATCH_BYTES` (Parquet: and one data page per
+    column).
     """
     kind = format_of(path)
     if kind == "parquet":
-        yield from _parquet_tables(path, columns, batch_rows, skip)
+        yield from _parquet_tables(path, columns, batch_rows, skip, carry)
         return
     rows: list[tuple[object, ...] | Problem] = []
     lines: list[int] = []
     number = size = 0
-    for number, record in enumerate(text_tables.read_records(path, kind, columns, skip), start=1):
+    records = text_tables.read_records(path, kind, [*columns, *carry], skip, watch)
+    for number, record in enumerate(records, start=1):
         if number <= skip:
             continue
         rows.append(record.values)
         lines.append(record.line)
         size += record.size
         if len(rows) >= batch_rows or size >= BATCH_BYTES:
-            yield Table(number - len(rows), rows, lines)
+            yield _text_table(number - len(rows), rows, lines, len(columns), carry)
             rows, lines, size = [], [], 0
-    yield Table(number - len(rows), rows, lines)
+    yield _text_table(number - len(rows), rows, lines, len(columns), carry)
+
+
+def _text_table(
+    first_row: int,
+    rows: list[tuple[object, ...] | Problem],
+    lines: list[int],
+    n_columns: int,
+    carry: Sequence[str],
+) -> Table:
+    if not carry:
+        return Table(first_row, rows, lines)
+    nothing = (None,) * (n_columns + len(carry))
+    values = [nothing if isinstance(row, Problem) else row for row in rows]
+    carried = {
+        name: pl.Series([_carried(row[place]) for row in values], dtype=pl.String)
+        for place, name in enumerate(carry, n_columns)
+    }
+    return Table(first_row, rows, lines, pl.DataFrame(carried))
+
+
+def _carried(value: object) -> str | None:
+    """A value of a text file as it is carried on: strings as they are, others as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits, half of a surrogate pair
+        return json.dumps(value)
 
 
 def count_rows(path: Path) -> int | None:
@@ -120,13 +167,15 @@ def count_rows(path: Path) -> int | None:
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def _parquet_tables(path: Path, columns: Sequence[str], batch_rows: int, skip: int) -> Iterator[Table]:
+def _parquet_tables(
+    path: Path, columns: Sequence[str], batch_rows: int, skip: int, carry: Sequence[str]
+) -> Iterator[Table]:
     # Slices, not `collect_batches`: those read ahead whole row groups. The window grows while rows are short,
     # because every slice opens the file anew.
     with _parquet_errors(path):
         source = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         total = int(source.select(pl.len()).collect().item())
-        source = source.select(list(dict.fromkeys(columns)))
+        source = source.select(list(dict.fromkeys([*columns, *carry])))
     row = min(skip, total)
     window = batch_rows
     while row < total:
@@ -135,7 +184,8 @@ def _parquet_tables(path: Path, columns: Sequence[str], batch_rows: int, skip: i
             lists = [frame[name].to_list() for name in columns]
         for start in range(0, frame.height, batch_rows):
             part = [values[start : start + batch_rows] for values in lists]
-            yield Table(row + start, list(zip(*part, strict=True)), None)
+            carried = frame.select(carry).slice(start, batch_rows) if carry else None
+            yield Table(row + start, list(zip(*part, strict=True)), None, carried)
         row += frame.height
         per_row = max(1, frame.estimated_size() // max(1, frame.height))
         window = max(1, min(BATCH_BYTES // int(per_row), 16 * batch_rows))

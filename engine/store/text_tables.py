@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -65,12 +65,18 @@ def column_names(path: Path, kind: Format, wanted: Sequence[str]) -> list[str]:
     return list(keys)
 
 
-def read_records(path: Path, kind: Format, columns: Sequence[str], skip: int = 0) -> Iterator[Record]:
+def read_records(
+    path: Path,
+    kind: Format,
+    columns: Sequence[str],
+    skip: int = 0,
+    watch: Callable[[BinaryIO], None] | None = None,
+) -> Iterator[Record]:
     """Every row of a text file once, in order; the first `skip` come as empty records, hardly parsed.
 
-    Blank lines are no rows. The columns must exist (`column_names`).
+    Blank lines are no rows. The columns must exist (`column_names`). `watch` as in `open_file`.
     """
-    with open_file(path) as stream:
+    with open_file(path, watch) as stream:
         if kind == "ndjson":
             yield from _ndjson_records(stream, columns, skip)
         else:

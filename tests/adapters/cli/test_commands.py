@@ -99,6 +99,44 @@ def test_classify_reads_each_format(folder: Path, tmp_path: Path, suffix: str) -
     assert sum(a == b for a, b in zip(gold, parts["label"], strict=True)) > 200
 
 
+def test_classify_keeps_columns_and_sets_unsure_rows_aside(folder: Path, tmp_path: Path) -> None:
+    frame = pl.DataFrame(corpus.rows()).with_row_index("number")
+    frame.write_parquet(tmp_path / "rows.parquet")
+    arguments = ("classify", folder / "runs" / "tickets", tmp_path / "rows.parquet", "-o", tmp_path / "out")
+    arguments += ("--keep", "number", "--keep", "label=gold", "--review-below", "0.9")
+    found = pld(*arguments)
+    assert found.exit_code == 0, found.stderr
+    assert "to review" in found.stdout
+    assert "confidence from 0 to 1:" in found.stdout
+    document = json.loads(pld(*arguments, "--json").stdout)
+    parts = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    review = pl.read_parquet(tmp_path / "out" / "review-*.parquet")
+    assert document["review"] == review.height > 0
+    assert (review["confidence"] < 0.9).all()
+    assert sum(document["confidence_histogram"]) == document["rows"] == 240
+    assert sum(document["label_counts"].values()) == 240
+    together = pl.concat([parts, review]).sort("row")
+    assert together["number"].equals(frame["number"])
+    assert together["gold"].to_list() == frame["label"].to_list()
+
+
+def test_classify_warns_when_the_labels_are_mixed_otherwise(folder: Path, tmp_path: Path) -> None:
+    """Validation has all labels; here is one of them alone, a thousand times in other words."""
+    rows = corpus.rows()
+    same = [row["text"] for row in rows if row["label"] == rows[0]["label"]]
+    texts = [f"{same[number % len(same)]} {number}" for number in range(1_000)]
+    mixed = [f"{rows[number % len(rows)]['text']} {number}" for number in range(1_000)]
+    for name, some in (("one", texts), ("all", mixed)):
+        pl.DataFrame({"text": some}).write_parquet(tmp_path / f"{name}.parquet")
+    run = folder / "runs" / "tickets"
+    found = pld("classify", run, tmp_path / "one.parquet", "-o", tmp_path / "one", "--quiet")
+    assert found.exit_code == 0
+    assert "warning: label mix:" in found.stderr
+    assert "on validation" in found.stderr
+    fine = pld("classify", run, tmp_path / "all.parquet", "-o", tmp_path / "all", "--quiet")
+    assert fine.stderr == ""
+
+
 @pytest.mark.parametrize("command", ["init", "compile", "evaluate", "classify"])
 def test_help_has_an_example(command: str) -> None:
     found = pld(command, "--help")

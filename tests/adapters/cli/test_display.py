@@ -20,6 +20,7 @@ from engine.events import (
     ConcurrencyChanged,
     LaneVitals,
     Notice,
+    RowFigures,
     StageFinished,
     StageProgress,
     StageStarted,
@@ -156,6 +157,33 @@ def test_what_there_is_not_is_not_shown() -> None:
         "  0.2 requests/s · 1.24M tokens/min",
         "  61 of 64 in flight · waiting for the model",
     ]
+
+
+def test_bulk_classification_tells_rows_labels_and_confidences() -> None:
+    rows = RowFigures(
+        rows_per_s=8_123.4,
+        total=5_000_000,
+        eta_s=412.0,
+        duplicates=400_000,
+        review=61_500,
+        labels={"none": 900_000, "spam": 300_000, **{f"rare {n}": 1 for n in range(6)}},
+        confidence=(0, 0, 0, 0, 0, 10, 1_000, 20_000, 400_000, 800_000),
+    )
+    screen = Screen(width=80)
+    screen.display(StageStarted("classify"))
+    screen.now = 110.0
+    screen.display(progress(1_200_006, stage="classify", rows=rows))
+    head, *figures = screen.lines()
+    assert head.endswith("1,200,006 of about 5,000,000 (24%), ETA 7 min")
+    assert figures == [
+        "  8,123 rows/s · 400k equal texts · 61.5k to review · none 75% · spam 25%",
+        "  rare 0 0% · rare 1 0% · rare 2 0% · rare 3 0% · 2 more labels",
+        "  confidence 0      ▁▁▁▄█ 1",
+    ]
+    screen = Screen(width=80)
+    screen.display(StageStarted("classify", 4_000_000))
+    screen.display(progress(1_000_000, stage="classify", rows=replace(rows, total=4_000_000, eta_s=None)))
+    assert screen.lines()[0].endswith("1,000,000 of 4,000,000 (25%)")
 
 
 def test_the_event_loop_is_mentioned_when_it_is_late() -> None:
