@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.blocking import classify_sync, compile_prompt_sync, evaluate_sync, sweep_sync
     from engine.bulk import ClassifyResult, classify
-    from engine.config import Config, load_config
+    from engine.config import Config
+    from engine.config_file import load_config
     from engine.distillation.evaluation import Evaluation
     from engine.distillation.judging import evaluate
     from engine.distillation.pipeline import compile_prompt
@@ -65,7 +66,7 @@ _HOMES = {
     "compile_prompt": "engine.distillation.pipeline",
     "evaluate": "engine.distillation.judging",
     "sweep": "engine.distillation.sweeping",
-    "load_config": "engine.config",
+    "load_config": "engine.config_file",
     "load_prompt": "engine.store.compiled",
 }
 

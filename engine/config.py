@@ -1,16 +1,15 @@
-"""The configuration file: TOML, validated; an unknown key is refused with the nearest known one."""
+"""What a configuration says: its tables, checked."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engine.errors import ConfigError
 
@@ -52,6 +51,13 @@ def field_names_problem(names: Sequence[str]) -> str:
 PAPER_EPS, PAPER_MIN_SAMPLES = 0.4, 6
 LEAST_CALIBRATED = 3
 """A calibrated clustering asks for at least so many rules to make a core."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to say after a word that is not among those that are `known`."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
 class _Table(BaseModel):
@@ -394,7 +400,7 @@ class Config(_Table):
         for label in self.resolve.floors:
             if label not in self.task.labels:
                 raise ValueError(
-                    f"resolve.floors: {label!r} is not a label{_nearest(label, self.task.labels)}"
+                    f"resolve.floors: {label!r} is not a label{nearest(label, self.task.labels)}"
                 )
         return self
 
@@ -421,71 +427,3 @@ class Config(_Table):
             raise ConfigError(f"{path}: the policy (task.policy) cannot be read: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:
             raise ConfigError(f"{path}: the policy (task.policy) is not UTF-8 text") from exc
-
-
-def load_config(path: str | Path) -> Config:
-    """Read and validate a configuration file. Raises `ConfigError` with one clear line."""
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such configuration file") from exc
-    except IsADirectoryError as exc:
-        raise ConfigError(f"{path}: is a folder; name the .toml file in it") from exc
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: is not a TOML file: it is not UTF-8 text") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
-    return parse_config(raw, base=path.resolve().parent, source=str(path))
-
-
-def parse_config(raw: dict[str, Any], *, base: Path, source: str = "configuration") -> Config:
-    """Validate an already parsed configuration; `base` is where its relative paths start."""
-    if "base" in raw:
-        raise ConfigError(f"{source}: unknown key 'base'{_nearest('base', _TABLES)}")
-    try:
-        return Config.model_validate({**raw, "base": base})
-    except ValidationError as exc:
-        raise ConfigError(f"{source}: {_first_problem(exc)}") from exc
-
-
-_TABLES = {name: field for name, field in Config.model_fields.items() if name != "base"}
-
-
-def _first_problem(exc: ValidationError) -> str:
-    # an unknown key is often the cause of the others (a misspelt required key), so it goes first
-    errors = sorted(exc.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    error = errors[0]
-    where = [str(part) for part in error["loc"] if part != "[key]"]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if error["type"] == "extra_forbidden":
-        *table, key = where
-        place = f" in [{'.'.join(table)}]" if table else ""
-        return f"unknown key {key!r}{place}{_nearest(key, _known_keys(table))}{more}"
-    if error["type"] == "missing":
-        return f"{'.'.join(where)} is missing{more}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(where)}: {message}{more}" if where else f"{message}{more}"
-
-
-def _known_keys(table: list[str]) -> list[str]:
-    if not table:
-        return list(_TABLES)
-    tables: dict[str, type[_Table]] = {
-        "task": TaskConfig,
-        "data": DataConfig,
-        "embedder": EmbedderConfig,
-        "cluster": ClusterConfig,
-        "resolve": ResolveConfig,
-        "run": RunConfig,
-        "prices": PriceConfig,
-    }
-    return list(tables.get(table[0], ModelConfig).model_fields)
-
-
-def _nearest(word: str, known: Any) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -22,7 +22,8 @@ import adapters
 from adapters.cli.main import app
 from adapters.local import fit_local
 from engine import compile_prompt
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config_file import load_config
 from engine.distillation.extraction import ExtractionRequests
 from engine.distillation.templating import TaskContext
 from engine.errors import AwaitingAnswers

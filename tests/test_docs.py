@@ -18,7 +18,8 @@ from adapters.cli.main import app
 from engine.bulk.index import INDEX
 from engine.bulk.journal import file_name
 from engine.bulk.manifest import review_file
-from engine.config import Config, parse_config
+from engine.config import Config
+from engine.config_file import parse_config
 from engine.config_reference import configuration_reference
 from tests.conftest import ROOT
 from tests.support import corpus

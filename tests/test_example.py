@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapters.registry import check_models, scheme_of
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config_file import load_config
 from engine.errors import BudgetError, ModelError
 from engine.store import load_dataset
 from engine.types import SPLITS

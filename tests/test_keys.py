@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from bench.fake_server import FakeServer
-from engine.config import load_config
+from engine.config_file import load_config
 from tests.conftest import ROOT
 from tests.support import corpus
 from tests.support.searching import places_of

@@ -17,7 +17,8 @@ from bench.fake_server import FakeServer
 from bench.fake_server.behaviour import FaultName, LapseName
 from bench.quality import Job, write_job
 from engine import CompileResult, compile_prompt
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config_file import load_config
 from engine.distillation.checks import copies
 from engine.events import Event, Notice
 from engine.store import load_dataset

@@ -13,7 +13,7 @@ from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, rules_line, say, verdict_line
 from adapters.cli.running import run as run_work
 from adapters.registry import check_models, is_local, open_models
-from engine.config import load_config
+from engine.config_file import load_config
 from engine.distillation.pipeline import compile_prompt, default_run_folder
 from engine.distillation.result import CompileResult
 from engine.stopping import StopSignal

@@ -20,7 +20,7 @@ from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, verdict_l
 from adapters.cli.running import run as run_work
 from adapters.registry import open_models, open_student
 from engine.bulk import ClassifyResult, classify
-from engine.config import load_config
+from engine.config_file import load_config
 from engine.distillation.evaluation import Evaluation
 from engine.distillation.judging import evaluate
 from engine.distillation.pipeline import compile_prompt

@@ -13,7 +13,7 @@ from adapters.cli.display import Display
 from adapters.cli.figures import print_json, say
 from adapters.cli.running import run as run_work
 from adapters.registry import check_addresses
-from engine.config import load_config
+from engine.config_file import load_config
 from engine.distillation.estimating import Estimate, StageEstimate, estimate
 from engine.stopping import StopSignal
 

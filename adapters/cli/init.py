@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from adapters.cli.running import errors_as_one_line
-from engine.config import DataConfig, parse_config
+from engine.config import DataConfig
+from engine.config_file import parse_config
 from engine.errors import ConfigError, PldError
 from engine.store.columns import Role
 from engine.store.guessing import FRACTIONS, Guess, guess_columns

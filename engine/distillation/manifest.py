@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.config import Config, parse_config
+from engine.config import Config
+from engine.config_file import parse_config
 from engine.errors import RunError
 from engine.ports import Models
 from engine.store import Dataset, RunDirectory

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.clustering import Clustering
-from engine.config import PAPER_EPS, PAPER_MIN_SAMPLES, ChatRole, ClusterConfig, Config, load_config
+from engine.config import PAPER_EPS, PAPER_MIN_SAMPLES, ChatRole, ClusterConfig, Config
+from engine.config_file import load_config
 from engine.distillation import embedding, evaluation, extraction, resolution, synthesis
 from engine.distillation.cases import CaseSelector
 from engine.distillation.checks import RuleChecks

@@ -33,7 +33,8 @@ from adapters.registry import (
     scheme_of,
     settings_of,
 )
-from engine.config import Config, EmbedderConfig, ModelConfig, PriceConfig, parse_config
+from engine.config import Config, EmbedderConfig, ModelConfig, PriceConfig
+from engine.config_file import parse_config
 from engine.errors import BudgetError, ConfigError, ModelError, UnknownModelError
 from engine.ports import FREE, Models, Price
 from engine.store import RunDirectory, load_dataset

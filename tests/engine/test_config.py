@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import Config, can_be_field, field_names_problem, load_config, parse_config
+from engine.config import Config, can_be_field, field_names_problem
+from engine.config_file import load_config, parse_config
 from engine.errors import ConfigError
 
 FULL = """

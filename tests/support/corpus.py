@@ -7,7 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config_file import load_config
 
 WORDS = {
     "billing": ["invoice", "refund", "charged", "payment", "receipt"],
@@ -41,7 +42,7 @@ def write(folder: Path, data: list[dict[str, str]] | None = None, more: str = ""
         '[task]\nname = "tickets"\ndescription = "What is this message to support about?"\n'
         f'labels = {sorted(WORDS)!r}\nid = "id"\n'
         '[data]\nfile = "data.parquet"\nsplit = "split"\n'
-        "[cluster]\nmethod = \"dbscan\"\nmin_samples = 3\n[resolve]\nmax_rounds = 3\n" + more,
+        '[cluster]\nmethod = "dbscan"\nmin_samples = 3\n[resolve]\nmax_rounds = 3\n' + more,
         encoding="utf-8",
     )
     return config

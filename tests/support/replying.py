@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.config import Config, parse_config
+from engine.config import Config
+from engine.config_file import parse_config
 from engine.distillation.templating import TaskContext
 from engine.ports import FREE, Price
 from engine.scheduler import Lane, Scheduler

@@ -17,8 +17,8 @@ from tests.support import corpus
 
 runner = CliRunner()
 STAGES = [
-    "extraction", "embedding", "synthesis", "general rules", "resolution", "student trials", "pruning",
-    "verdict", "evaluation",
+    "extraction", "embedding", "synthesis", "general rules", "resolution", "student trials", "long tail",
+    "pruning", "verdict", "evaluation",
 ]  # fmt: skip
 
 

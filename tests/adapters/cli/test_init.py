@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from adapters.cli.init import render, task_name, toml_string
 from adapters.cli.main import app
-from engine.config import Config, can_be_label, load_config, parse_config
+from engine.config import Config, can_be_label
+from engine.config_file import load_config, parse_config
 from engine.errors import ConfigError
 from engine.store import load_dataset
 from engine.store.guessing import Guess

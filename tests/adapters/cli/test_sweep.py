@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from adapters.cli import sweep as command
 from adapters.cli.main import app
 from adapters.local import fit_local
-from engine.config import load_config
+from engine.config_file import load_config
 from engine.store import load_dataset
 from tests.support import corpus
 from tests.support.answerer import Answerer

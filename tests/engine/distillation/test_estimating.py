@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config_file import load_config
 from engine.distillation.cases import Confusion
 from engine.distillation.estimating import Estimate, StageEstimate, estimate
 from engine.distillation.judging import evaluate

@@ -16,7 +16,7 @@ import pytest
 
 from engine.clustering import cluster_rules
 from engine.clustering.grid import cluster_grid
-from engine.config import load_config
+from engine.config_file import load_config
 from engine.distillation.pipeline import compile_prompt
 from engine.distillation.sweeping import sweep
 from engine.distillation.swept import SweepResult

@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.config import ResolveConfig, parse_config
+from engine.config import ResolveConfig
+from engine.config_file import parse_config
 from engine.distillation.cases import CaseSelector
 from engine.distillation.long_tail import LongTailLibrary
 from engine.distillation.resolution import Resolution, Resolver

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import parse_config
+from engine.config_file import parse_config
 from engine.distillation.templating import TaskContext, instruction_blocks, render
 from engine.fences import fence, read_all, read_one
 from engine.types import Instruction

@@ -13,7 +13,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.config import Config, parse_config
+from engine.config import Config
+from engine.config_file import parse_config
 from engine.errors import DataError
 from engine.store.datasets import Dataset, load_dataset
 from engine.types import SPLITS

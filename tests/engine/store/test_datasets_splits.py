@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import parse_config
+from engine.config_file import parse_config
 from engine.errors import DataError
 from engine.store.datasets import load_dataset
 from engine.store.splits import largest_remainder, normal_form, separate, stratify

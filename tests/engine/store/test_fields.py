@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.config import parse_config
+from engine.config_file import parse_config
 from engine.errors import ConfigError, DataError
 from engine.store import Dataset, load_dataset
 from engine.store.fields import TextFields
