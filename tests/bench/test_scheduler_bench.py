@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_faults_of_the_server_lose_and_double_nothing() -> None:
-    clean, faulty = measure_faults(2_000)
+    # a busy machine holds the server up for seconds, and an answer later than the deadline is asked for again
+    clean, faulty = measure_faults(2_000, deadline_s=30.0)
     assert clean["answers"] == faulty["answers"] == 2_000
     assert faulty["failures"] == faulty["twice"] == 0
     assert faulty["retries"] > 100
