@@ -17,6 +17,7 @@ ChatRole: TypeAlias = Literal["teacher", "synthesizer", "resolver", "student"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ThinkingLevel: TypeAlias = Literal["minimal", "low", "medium", "high"]
 Thinking: TypeAlias = ThinkingLevel | int
+TooLong: TypeAlias = Literal["fail", "cut"]
 """How much a model may think: a level, or a number of tokens."""
 
 
@@ -217,6 +218,12 @@ class ModelConfig(_Table):
         "Gemini, a number of tokens (2.5 takes only that; 0: none at all). Billed as output; room for it is "
         "added to the bound on each answer. Unset: the model's own default; an `openai:` model not known to "
         "think gets no such room. Not for [embedder].",
+    )
+    too_long: TooLong = Field(
+        "fail",
+        description="What becomes of a row that is too long for the context of a `vllm:` or `vllm-offline:` "
+        "model: `fail` makes it a failure with that reason, `cut` leaves out its middle, with a mark in its "
+        "place, and says so beside the answer.",
     )
 
     @field_validator("thinking", mode="before")

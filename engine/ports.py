@@ -79,6 +79,80 @@ class Remarking(Protocol):
         """What the user should know of the answers so far, a line each; never the text of a row. It grows."""
 
 
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """How busy the servers of a model are, at one moment and all together.
+
+    `running` requests are being worked on and `waiting` ones queue, whoever has sent them. `kv_cache_usage`
+    is the fullest server's, from 0 to 1. `preemptions` counts the requests that had to give up their place
+    for want of memory, since the servers were started.
+    """
+
+    servers: int
+    running: int
+    waiting: int
+    kv_cache_usage: float
+    preemptions: int
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """What a `ChatModel` may be besides: one whose servers queue instead of refusing, and say how long.
+
+    The scheduler then finds out by that how many requests to have in flight, `most_in_flight` at most.
+    """
+
+    @property
+    def most_in_flight(self) -> int: ...
+
+    async def load(self) -> ServerLoad | None:
+        """How busy the servers are now; None where none of them says. Never raises for that; takes no turn
+        of any limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReceipt:
+    """What a prefix cache did for the requests of one model object: tokens it should have saved, and did.
+
+    `prompt_tokens` are those of all answered requests; `cached_tokens` of them the servers had in their
+    caches. `prefixes` counts the different beginnings (everything ahead of the last message) that were asked
+    with, `servers` the replicas that answered. `shared_tokens` is the length of the beginning that was asked
+    with most, as far as two requests share it, and `block_tokens` the unit in which the cache keeps it.
+    `expected_tokens` = sum over prefixes of (requests - servers) x the whole blocks of shared tokens. What
+    nobody tells is None. `requests_per_s` is over the time from the first request to the last answer,
+    `first_token_s` the mean time until a server had the first token of an answer.
+
+    `warnings` say in a line each what is wrong where much less was cached than expected, and what to do.
+    """
+
+    requests: int
+    servers: int
+    prefixes: int
+    prompt_tokens: int
+    cached_tokens: int | None
+    expected_tokens: int | None
+    shared_tokens: int | None
+    block_tokens: int | None
+    requests_per_s: float
+    first_token_s: float | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of all prompt tokens that came from a cache."""
+        if self.cached_tokens is None or not self.prompt_tokens:
+            return None
+        return self.cached_tokens / self.prompt_tokens
+
+
+@runtime_checkable
+class Receipting(Protocol):
+    """What a `ChatModel` may be besides: one whose servers keep the beginning of prompts, and tell."""
+
+    async def receipt(self) -> CacheReceipt | None:
+        """What the cache was worth so far; None where nothing was asked. Never raises for a silent server."""
+
+
 class Embedder(Protocol):
     """Texts in; float32 vectors (dim,) of unit norm, or failures, out: one for one, in order.
 

@@ -67,7 +67,9 @@ class Request:
     """One chat request. `id` is the caller's and not part of `digest`; everything else is.
 
     Exactly one of `schema` (a JSON answer) and `choices` (the answer is one of these strings, verbatim)
-    may be given. `index` tells repeated draws apart where `temperature` > 0.
+    may be given. `index` tells repeated draws apart where `temperature` > 0. `group` is not part of `digest`
+    either: last messages of requests in one group begin alike, so that a server that is asked for them one
+    after another can keep that beginning; "" is no group.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Request:
     choices: tuple[str, ...] = ()
     temperature: float = 0.0
     index: int = 0
+    group: str = ""
 
     def digest(self, model: str) -> bytes:
         """The 32-byte cache key of this request to `model` (C3)."""
@@ -162,12 +165,14 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A chat model's usable reply. `label_logprobs` holds natural-log probabilities of the request's
-    `choices`, renormalised over them, where the model can tell."""
+    `choices`, renormalised over them, where the model can tell. `cut_characters` of the request's last
+    message were left out, with a mark in their place, because it was too long for the model."""
 
     text: str
     usage: Usage = Usage()
     finish_reason: FinishReason = FinishReason.STOP
     label_logprobs: Mapping[str, float] | None = field(default=None, hash=False)
+    cut_characters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +276,16 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The student's answer for one row. `label` is None when the answer was no label (malformed)."""
+    """The student's answer for one row. `label` is None when the answer was no label (malformed).
+
+    `cut_characters` of the row's text the student has not seen: it was too long for the model.
+    """
 
     id: str
     label: str | None
     confidence: float | None = None
     margin: float | None = None
+    cut_characters: int = 0
 
 
 @dataclass(frozen=True, slots=True)

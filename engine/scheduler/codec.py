@@ -28,6 +28,8 @@ def encode_answer(answer: Answer) -> bytes:
     }
     if answer.label_logprobs is not None:
         fields["p"] = dict(answer.label_logprobs)
+    if answer.cut_characters:
+        fields["c"] = answer.cut_characters
     try:
         return _V1 + orjson.dumps(fields)
     except orjson.JSONEncodeError:
@@ -41,7 +43,8 @@ def decode_answer(payload: bytes) -> Answer:
     try:
         _check_version(payload)
         fields = orjson.loads(payload[1:])
-        return Answer(fields["t"], _usage(*fields["u"]), _FINISH[fields["f"]], fields.get("p"))
+        finish = _FINISH[fields["f"]]
+        return Answer(fields["t"], _usage(*fields["u"]), finish, fields.get("p"), fields.get("c", 0))
     except (ValueError, KeyError, TypeError) as exc:
         raise _corrupt("answer") from exc
 
