@@ -83,6 +83,16 @@ def parse_openai(address: str) -> RemoteAddress:
     return parsed
 
 
+def parse_vllm(address: str) -> RemoteAddress:
+    """`vllm:NAME@URL[,URL…]`: a vLLM server, or replicas that serve the same model; see `parse_remote`."""
+    parsed = parse_remote(address)
+    if OPENAI_HOST in parsed.hosts:
+        raise UnknownModelError(
+            f"vllm:{parsed.name}: {OPENAI_HOST} is no vLLM server; write openai:{parsed.name}"
+        )
+    return parsed
+
+
 def parse_gemini(address: str) -> RemoteAddress:
     """`gemini:NAME`, which is at Google, or `gemini:NAME@URL` for one server that speaks Gemini's API.
 

@@ -68,7 +68,8 @@ class Reply:
 
 
 class HttpClient:
-    """Posts to one path of a model's servers; each attempt goes to the server with the least in flight.
+    """Posts to one path of a model's servers; an attempt goes to the server with the least in flight, or to
+    the one that it is given.
 
     A server that cannot be connected to rests for 5 s while others are there. What makes the model unusable
     raises `ModelError` until a server has answered (`Reply.server.proven`, which the adapter sets); later the
@@ -105,7 +106,12 @@ class HttpClient:
         self._connector: aiohttp.TCPConnector | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def post(self, body: bytes) -> Reply | AttemptFailure:
+    @property
+    def servers(self) -> Sequence[Server]:
+        """All servers, in the order of their addresses."""
+        return self._servers
+
+    async def post(self, body: bytes, server: Server | None = None) -> Reply | AttemptFailure:
         """Send `body`; the response whatever its status, or why there is none.
 
         Raises `ModelError` as the class says.
@@ -113,7 +119,8 @@ class HttpClient:
         connector = self._connector
         if connector is None or self._loop is not asyncio.get_running_loop():
             connector = await self._open()
-        server = self._servers[0] if len(self._servers) == 1 else self._least_loaded()
+        if server is None:
+            server = self._servers[0] if len(self._servers) == 1 else self._least_loaded()
         server.in_flight += 1
         server.sent += 1
         reply: Reply | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from adapters.addresses import OPENAI_HOST, RemoteAddress
-from adapters.http import HttpClient, Reply
+from adapters.http import HttpClient, Reply, Server
 from adapters.openai_dialect import Dialect
 from adapters.openai_errors import read_body_error, read_error, refusal
 from adapters.openai_models import may_be_cut, thinking_room
@@ -41,7 +41,7 @@ from engine.types import (
 )
 
 DEFAULT_MAX_INPUT_TOKENS = 32_000
-_KEY_HINT = "name the environment variable that holds the key in api_key_env"
+KEY_HINT = "name the environment variable that holds the key in api_key_env"
 
 
 class OpenAICompatibleChat:
@@ -68,16 +68,18 @@ class OpenAICompatibleChat:
         *,
         thinking: ThinkingLevel | None = None,
         api_key: str | None = None,
-        key_hint: str = _KEY_HINT,
+        key_hint: str = KEY_HINT,
         price: Price | None = None,
         max_input_tokens: int | None = None,
+        scheme: str = "openai",
+        cache_salt: str | None = None,
     ) -> None:
         """`thinking` None: as much as the model does by itself; `price` None: unknown.
 
         `api_key` goes to every server of the address; `key_hint` is what an error says about a key that is
-        refused.
+        refused. `scheme` begins the name. `cache_salt` goes with every request to servers that take it.
         """
-        self.name = f"openai:{address.name}@{address.urls[0]}"
+        self.name = f"{scheme}:{address.name}@{address.urls[0]}"
         if thinking is not None:
             self.name += f"#thinking={thinking}"
         room = thinking_room(address.name, thinking)
@@ -91,9 +93,10 @@ class OpenAICompatibleChat:
             logprobs=not room,
             effort=thinking,
             thinking_tokens=room,
+            cache_salt=cache_salt,
         )
-        self._dialect = Dialect(f"openai:{address.name}", form)
-        self._client = _client(address, "chat/completions", api_key, key_hint)
+        self._dialect = Dialect(f"{scheme}:{address.name}", form)
+        self._client = _client(address, "chat/completions", api_key, key_hint, scheme)
         self._frame = lru_cache(maxsize=64)(self._frame_of)
 
     @property
@@ -110,6 +113,10 @@ class OpenAICompatibleChat:
         await self._client.aclose()
 
     async def _ask(self, request: Request) -> ChatOutcome:
+        return await self._send(request)
+
+    async def _send(self, request: Request, server: Server | None = None) -> ChatOutcome:
+        """One attempt, at that server or else at the one with the least in flight."""
         form = self._dialect.form
         head, tail = self._frame(
             request.messages[:-1],
@@ -119,7 +126,7 @@ class OpenAICompatibleChat:
             (request.temperature, request.index if request.temperature > 0 else None, form),
         )
         last = b",".join(map(message_json, request.messages[-1:]))
-        reply = await self._client.post(head + last + tail)
+        reply = await self._client.post(head + last + tail, server)
         if isinstance(reply, AttemptFailure):
             return reply
         if reply.status == 200:
@@ -185,7 +192,7 @@ class OpenAICompatibleEmbedder:
         *,
         dimensions: int,
         api_key: str | None = None,
-        key_hint: str = _KEY_HINT,
+        key_hint: str = KEY_HINT,
         price: Price | None = None,
     ) -> None:
         """The parameters of `OpenAICompatibleChat`, and how long the vectors are to be."""
@@ -249,9 +256,11 @@ class OpenAICompatibleEmbedder:
         return Embedding(vector, usage)
 
 
-def _client(address: RemoteAddress, path: str, api_key: str | None, key_hint: str) -> HttpClient:
+def _client(
+    address: RemoteAddress, path: str, api_key: str | None, key_hint: str, scheme: str = "openai"
+) -> HttpClient:
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    return HttpClient(f"openai:{address.name}", address.urls, path, headers=headers, key_hint=key_hint)
+    return HttpClient(f"{scheme}:{address.name}", address.urls, path, headers=headers, key_hint=key_hint)
 
 
 def _no_answer(client: HttpClient, reply: Reply, document: object) -> AttemptFailure:

@@ -90,7 +90,7 @@ class Dialect:
 
     def _change(self, asked: Form, wanted: Form) -> None:
         """Change what differs between these two, unless it has changed since."""
-        fields = ("choices", "schema", "temperature", "seed", "logprobs", "bound")
+        fields = ("choices", "schema", "temperature", "seed", "logprobs", "bound", "cache_salt")
         changes = {
             name: getattr(wanted, name)
             for name in fields
@@ -188,6 +188,8 @@ def _without(named: Iterable[str], asked: Form, request: Request, *, unknown: bo
                 form = replace(form, seed=False)
             case "logprobs" | "top_logprobs":
                 form = replace(form, logprobs=False)
+            case "cache_salt":
+                form = replace(form, cache_salt=None)
             case "max_completion_tokens" if unknown:
                 form = replace(form, bound="max_tokens")
             case "structured_outputs" | "guided_choice" if request.choices and asked.choices == field:

@@ -15,6 +15,7 @@ from engine.types import NO_RETRY, AttemptFailure
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _BLOCKED = {"content_filter", "content_policy_violation"}
 _TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
+_TOO_LONG_FIELDS = {"input_tokens", "input_text"}  # as vLLM puts it: counted, and not even worth counting
 _INVALID = {"invalid_request_error", "BadRequestError"}
 _ABOUT_THE_REQUEST = (400, 413, 422)
 _UNSUPPORTED = ("unsupported_value", "unsupported_parameter")
@@ -109,7 +110,7 @@ def about_the_request(status: int, error: ApiError) -> AttemptFailure | None:
         detail = f"HTTP {status}{error.word and f' ({error.word})'}"
         if error.code in _BLOCKED:
             return AttemptFailure("blocked", detail, NO_RETRY)
-        if error.code in _TOO_LONG or error.param == "input_tokens":  # as vLLM puts it
+        if error.code in _TOO_LONG or error.param in _TOO_LONG_FIELDS:
             return AttemptFailure("too_long", detail, NO_RETRY)
         if error.kind in _INVALID:
             return AttemptFailure("refused", detail, NO_RETRY)

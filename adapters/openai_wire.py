@@ -70,6 +70,7 @@ class Form:
     `choices`: as vLLM's `structured_outputs.choice`, as a JSON schema for an answer `{"label": …}`, as older
     vLLM's `guided_choice`, or not at all; likewise `schema`. `bound` is the field for the most tokens of an
     answer; `thinking_tokens` are added to it, as thinking counts into it. `effort` is `reasoning_effort`.
+    `cache_salt` keeps what vLLM remembers of prompts apart from what it remembers for others.
     """
 
     choices: ChoicesAs = "json_schema"
@@ -80,6 +81,7 @@ class Form:
     bound: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     effort: str | None = None
     thinking_tokens: int = 0
+    cache_salt: str | None = None
 
     def most_output_tokens(self, max_output_tokens: int, choices: Sequence[str]) -> int:
         """The bound that is sent for a request with its own bound and choices."""
@@ -96,16 +98,17 @@ def encode(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        return orjson.dumps(_mended(value))
+        return orjson.dumps(mended(value))
 
 
-def _mended(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """A JSON value with U+FFFD for every lone surrogate in it; pairs of them become what they stand for."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, Mapping):
-        return {_mended(key): _mended(one) for key, one in value.items()}
+        return {mended(key): mended(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_mended(one) for one in value]
+        return [mended(one) for one in value]
     return value
 
 
@@ -137,6 +140,8 @@ def chat_frame(
         options["seed"] = seed  # tells repeated draws apart
     if form.effort is not None:
         options["reasoning_effort"] = form.effort
+    if form.cache_salt is not None:
+        options["cache_salt"] = form.cache_salt
     if schema is not None:
         options |= _schema_options(schema, form.schema)
     elif choices:

@@ -6,99 +6,64 @@ An address is `SCHEME:REST`.
   GPU. Their teacher and embedder are fitted on the training rows, into `local.json` of the run.
 - `openai:NAME` is a model of api.openai.com, `openai:NAME@http://host:port/v1[,…]` one of other servers that
   speak OpenAI's API.
+- `vllm:NAME@http://host:port/v1[,…]` is a model behind one vLLM server or several replicas.
+- `vllm-offline:PATH` is a model that vLLM runs in this process, settings of its engine behind it
+  (`vllm-offline:PATH?max_model_len=8192`).
 - `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where GOOGLE_GENAI_USE_VERTEXAI (or
   GOOGLE_GENAI_USE_ENTERPRISE) is `true`; `gemini:NAME@http://host:port` one of a server that speaks the
   Gemini API.
 - `answer-files:DIR` is a folder where requests are written and answers read, as files;
   `answer-files:NAME@DIR` names the model in the requests.
 
-Keys come from the environment: OPENAI_API_KEY goes to api.openai.com, GEMINI_API_KEY (or GOOGLE_API_KEY) to
-the Gemini API, and both nowhere else; any other server gets the key in the variable that `api_key_env`
-names, or none. For Vertex AI the SDK finds project, location and credentials in the environment.
+See `adapters.accounts` for where keys come from.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.addresses import (
-    GEMINI_HOST,
-    OPENAI_HOST,
-    RemoteAddress,
-    parse_answer_files,
-    parse_gemini,
-    parse_openai,
-)
-from adapters.gemini_models import check_thinking
+from adapters.accounts import key_hint_of, key_of, known_price, on_vertex
+from adapters.addresses import RemoteAddress, parse_answer_files
 from adapters.local import FIT_FILE, LocalEmbedder, LocalFit, LocalStudent, LocalTeacher, fit_local
+from adapters.offline_address import parse_offline
 from adapters.openai_models import level_of
-from adapters.prices import price_of
+from adapters.schemes import (
+    check_answer_files,
+    check_settings,
+    in_process,
+    is_answer_files,
+    is_local,
+    remote_of,
+    scheme_of,
+    urls_of,
+)
 from engine.config import ChatRole, Config, EmbedderConfig, ModelConfig, PriceConfig
-from engine.errors import BudgetError, ConfigError, ModelError, UnknownModelError
-from engine.ports import FREE, AnyChatModel, ChatModel, Embedder, Models, Price
+from engine.errors import BudgetError, ConfigError
+from engine.ports import AnyChatModel, ChatModel, Embedder, Models
 from engine.store import RunDirectory
 from engine.types import Sample
 
 if TYPE_CHECKING:
     from adapters.gemini_client import Access
 
-SCHEMES = {
-    "local": "keyword-rule models that need no key, account or GPU (address: local:)",
-    "openai": "models behind a server that speaks OpenAI's API (openai:NAME@http://host:port/v1; openai:NAME "
-    "alone is one of api.openai.com)",
-    "gemini": "models of Google's Gemini API or of Vertex AI (gemini:NAME)",
-    "answer-files": "whoever answers files in OpenAI's batch format (answer-files:DIR, or "
-    "answer-files:NAME@DIR)",
-}
-_PARSERS = {"openai": parse_openai, "gemini": parse_gemini}
-_KEYS = {OPENAI_HOST: ("OPENAI_API_KEY",), GEMINI_HOST: ("GEMINI_API_KEY", "GOOGLE_API_KEY")}
-_VERTEX = ("GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_USE_VERTEXAI")
-# of no use where files are written, and nothing is sent
-_NOT_FOR_FILES = (
-    "requests_per_minute",
-    "tokens_per_minute",
-    "concurrency",
-    "timeout_s",
-    "api_key_env",
-    "thinking",
-)
+__all__ = [
+    "check_addresses",
+    "check_model",
+    "check_models",
+    "is_local",
+    "open_judged",
+    "open_models",
+    "open_student",
+    "scheme_of",
+    "settings_of",
+]
 _ROLES: tuple[ChatRole, ...] = ("teacher", "synthesizer", "resolver", "student")
 
 
 # --- before anything is opened ----------------------------------------------------------------------
-
-
-def scheme_of(address: str) -> str:
-    """The scheme of a model address.
-
-    Raises `UnknownModelError` for one that is not known, listing the known ones, and for a malformed address.
-    """
-    scheme, colon, rest = address.partition(":")
-    if not colon or scheme not in SCHEMES:
-        known = "; ".join(f"{name}: {what}" for name, what in SCHEMES.items())
-        shown = address.partition("@")[0]  # what follows may hold a password
-        raise UnknownModelError(f"{shown!r} is not the address of a known kind of model; known: {known}")
-    if scheme == "local" and rest:
-        raise UnknownModelError(f"{address!r}: the local models have no variants; write 'local:'")
-    if scheme in _PARSERS:
-        _PARSERS[scheme](address)
-    if scheme == "answer-files":
-        parse_answer_files(address)
-    return scheme
-
-
-def is_local(address: str) -> bool:
-    """Whether an address names a local keyword-rule model."""
-    return scheme_of(address) == "local"
-
-
-def is_answer_files(address: str) -> bool:
-    """Whether an address names a folder of requests and answers."""
-    return scheme_of(address) == "answer-files"
 
 
 def check_addresses(config: Config) -> None:
@@ -108,7 +73,7 @@ def check_addresses(config: Config) -> None:
     """
     for settings in _all_settings(config):
         if is_answer_files(settings.model):
-            _check_answer_files(settings)
+            check_answer_files(settings)
 
 
 def check_models(config: Config, max_cost_usd: float | None) -> None:
@@ -126,14 +91,14 @@ def check_models(config: Config, max_cost_usd: float | None) -> None:
 def check_model(settings: ModelConfig, prices: Mapping[str, PriceConfig], max_cost_usd: float | None) -> None:
     """`check_models` for one model, under the cap `max_cost_usd`."""
     if is_answer_files(settings.model):
-        _check_answer_files(settings)
+        check_answer_files(settings)
         return
-    _check_thinking(settings)
-    if is_local(settings.model):
+    check_settings(settings)
+    if in_process(settings.model):
         return
-    address = _remote(settings.model)
-    _key(address, settings)
-    if max_cost_usd is not None and _price(address, prices) is None:
+    address = remote_of(settings.model)
+    key_of(address, settings)
+    if max_cost_usd is not None and known_price(address, prices) is None:
         raise BudgetError(
             f"the price of {address.name} is unknown, so the cap of ${max_cost_usd:g} cannot be kept; add "
             f'[prices."{address.name}"] with input = … and output = … (US dollars per million tokens) to the '
@@ -145,15 +110,17 @@ def settings_of(settings: ModelConfig, address: str | None) -> ModelConfig:
     """The settings with another address in place of the configured one (None: that one).
 
     The key that was named for the configured servers goes to no others, and how much one kind of model may
-    think says nothing of another.
+    think, or what becomes of texts that are too long for it, says nothing of another.
     """
     if address is None or address == settings.model:
         return settings
     if is_answer_files(address):
         return ModelConfig(model=address, max_input_tokens=settings.max_input_tokens)
-    key = settings.api_key_env if _urls(address) == _urls(settings.model) else None
-    thinking = settings.thinking if scheme_of(address) == scheme_of(settings.model) else None
-    return settings.model_copy(update={"model": address, "api_key_env": key, "thinking": thinking})
+    key = settings.api_key_env if urls_of(address) == urls_of(settings.model) else None
+    update = {"model": address, "api_key_env": key}
+    if scheme_of(address) != scheme_of(settings.model):
+        update |= {name: ModelConfig.model_fields[name].default for name in ("thinking", "too_long")}
+    return settings.model_copy(update=update)
 
 
 # --- opening ----------------------------------------------------------------------------------------
@@ -172,7 +139,7 @@ def open_student(model: str | ModelConfig, prices: Mapping[str, PriceConfig] | N
             f"{settings.model}: answers in files come hours later, and rows in bulk want a student that "
             "answers at once; name another one (--student), such as local: or openai:NAME@http://host:port/v1"
         )
-    _check_thinking(settings)
+    check_settings(settings)
     return LocalStudent() if is_local(settings.model) else _open_chat(settings, prices or {})
 
 
@@ -243,8 +210,16 @@ class _Opened:
 
 
 def _open_chat(settings: ModelConfig, prices: Mapping[str, PriceConfig]) -> ChatModel:
-    address = _remote(settings.model)
-    key, price, most = _key(address, settings), _price(address, prices), settings.max_input_tokens
+    if scheme_of(settings.model) == "vllm-offline":
+        from adapters.vllm_offline import VllmOffline  # noqa: PLC0415 - likewise
+
+        return VllmOffline(
+            parse_offline(settings.model),
+            too_long=settings.too_long,
+            max_input_tokens=settings.max_input_tokens,
+        )
+    address = remote_of(settings.model)
+    key, price, most = key_of(address, settings), known_price(address, prices), settings.max_input_tokens
     if scheme_of(settings.model) == "gemini":
         from adapters.gemini import GeminiChat  # noqa: PLC0415 - a second to load: only where it is used
 
@@ -252,10 +227,22 @@ def _open_chat(settings: ModelConfig, prices: Mapping[str, PriceConfig]) -> Chat
         return GeminiChat(
             address.name, access, thinking=settings.thinking, price=price, max_input_tokens=most
         )
-    from adapters.openai_compatible import OpenAICompatibleChat  # noqa: PLC0415 - aiohttp only where it is used
-
-    hint = _key_hint(address, settings)
+    hint = key_hint_of(address, settings)
     level = level_of(settings.model, settings.thinking)
+    if scheme_of(settings.model) == "vllm":
+        from adapters.vllm import VllmChat  # noqa: PLC0415 - aiohttp only where it is used
+
+        return VllmChat(
+            address,
+            thinking=level,
+            too_long=settings.too_long,
+            api_key=key,
+            key_hint=hint,
+            price=price,
+            max_input_tokens=most,
+        )
+    from adapters.openai_compatible import OpenAICompatibleChat  # noqa: PLC0415 - likewise
+
     return OpenAICompatibleChat(
         address, thinking=level, api_key=key, key_hint=hint, price=price, max_input_tokens=most
     )
@@ -264,7 +251,7 @@ def _open_chat(settings: ModelConfig, prices: Mapping[str, PriceConfig]) -> Chat
 def _open_answer_files(settings: ModelConfig, base: Path) -> AnyChatModel:
     from adapters.answer_files import AnswerFiles  # noqa: PLC0415 - it shares code with the HTTP adapter
 
-    _check_answer_files(settings)
+    check_answer_files(settings)
     address = parse_answer_files(settings.model)
     return AnswerFiles(
         base / address.folder,
@@ -275,8 +262,8 @@ def _open_answer_files(settings: ModelConfig, base: Path) -> AnyChatModel:
 
 
 def _open_embedder(settings: EmbedderConfig, prices: Mapping[str, PriceConfig]) -> Embedder:
-    address = _remote(settings.model)
-    key, price, dimensions = _key(address, settings), _price(address, prices), settings.dimensions
+    address = remote_of(settings.model)
+    key, price, dimensions = key_of(address, settings), known_price(address, prices), settings.dimensions
     if scheme_of(settings.model) == "gemini":
         from adapters.gemini import GeminiEmbedder  # noqa: PLC0415 - likewise
 
@@ -284,103 +271,15 @@ def _open_embedder(settings: EmbedderConfig, prices: Mapping[str, PriceConfig]) 
         return GeminiEmbedder(address.name, access, dimensions=dimensions, price=price)
     from adapters.openai_compatible import OpenAICompatibleEmbedder  # noqa: PLC0415 - likewise
 
-    hint = _key_hint(address, settings)
+    hint = key_hint_of(address, settings)
     return OpenAICompatibleEmbedder(address, dimensions=dimensions, api_key=key, key_hint=hint, price=price)
 
 
 def _access(address: RemoteAddress, settings: ModelConfig, key: str | None) -> Access:
     from adapters.gemini_client import Access  # noqa: PLC0415 - likewise
 
-    vertex, hint = _on_vertex(address), _key_hint(address, settings)
+    vertex, hint = on_vertex(address), key_hint_of(address, settings)
     return Access(url=address.urls[0], vertex=vertex, api_key=key, key_hint=hint)
-
-
-def _check_answer_files(settings: ModelConfig) -> None:
-    """Raise `ConfigError` for an embedder, and for a setting that files have no use for."""
-    if isinstance(settings, EmbedderConfig):
-        raise ConfigError(
-            f"{settings.model}: answer files hold what models write, no vectors; choose local:, openai:NAME "
-            "or gemini:NAME for [embedder]"
-        )
-    for name in _NOT_FOR_FILES:
-        if getattr(settings, name) != ModelConfig.model_fields[name].default:
-            raise ConfigError(f"{settings.model}: takes no `{name}`; whoever answers the files sees to that")
-
-
-def _check_thinking(settings: ModelConfig) -> None:
-    """Raise `ConfigError` where a model does not take the setting."""
-    if settings.thinking is None:
-        return
-    match scheme_of(settings.model):
-        case "gemini":
-            check_thinking(_remote(settings.model).name, settings.thinking)
-        case "openai":
-            level_of(settings.model, settings.thinking)
-        case _:
-            raise ConfigError(
-                f"{settings.model}: takes no `thinking`; that is for gemini: and openai: models"
-            )
-
-
-# --- keys and prices --------------------------------------------------------------------------------
-
-
-def _remote(address: str) -> RemoteAddress:
-    return _PARSERS[scheme_of(address)](address)
-
-
-def _on_vertex(address: RemoteAddress) -> bool:
-    """Whether the environment sends Google's models to Vertex AI, read as the SDK reads it."""
-    told = next((os.environ[name] for name in _VERTEX if name in os.environ), "")
-    return GEMINI_HOST in address.hosts and told.lower() in ("true", "1")
-
-
-def _key_variables(address: RemoteAddress, settings: ModelConfig) -> tuple[str, ...]:
-    """The environment variables that may hold the key; the first that is set counts."""
-    if settings.api_key_env is not None:
-        return (settings.api_key_env,)
-    if _on_vertex(address):
-        return ()
-    return next((names for host, names in _KEYS.items() if host in address.hosts), ())
-
-
-def _key(address: RemoteAddress, settings: ModelConfig) -> str | None:
-    """The key for the servers of an address, None where they get none. Raises `ModelError` without it."""
-    variables = _key_variables(address, settings)
-    if not variables:
-        return None
-    for variable in variables:
-        key = os.environ.get(variable, "").strip()
-        if key and not (key.isascii() and key.isprintable()):
-            raise ModelError(
-                f"{settings.model}: what the environment variable {variable} holds cannot be a key"
-            )
-        if key:
-            return key
-    raise ModelError(
-        f"{settings.model}: its key is missing: set the environment variable {' or '.join(variables)}"
-    )
-
-
-def _key_hint(address: RemoteAddress, settings: ModelConfig) -> str:
-    variables = _key_variables(address, settings)
-    if variables:
-        return f"check the environment variable {' or '.join(variables)}"
-    if _on_vertex(address):
-        return (
-            "set GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_LOCATION, and log in with `gcloud auth "
-            "application-default login`"
-        )
-    return "name the environment variable that holds the key in api_key_env"
-
-
-def _price(address: RemoteAddress, prices: Mapping[str, PriceConfig]) -> Price | None:
-    # a server on this machine may hand on to a provider: a name that has a price keeps it
-    return price_of(address.name, prices) or (FREE if address.loopback else None)
-
-
-def _urls(address: str) -> tuple[str, ...]:
-    return _remote(address).urls if scheme_of(address) in _PARSERS else ()
 
 
 def _all_settings(config: Config) -> tuple[ModelConfig, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.errors import PldError
     from engine.prompt import CompiledPrompt
     from engine.stopping import StopSignal
-    from engine.store.compiled import load_prompt
+    from engine.store.compiled import load_calibration, load_prompt
 
 __all__ = [
     "ClassifyResult",
@@ -43,6 +43,7 @@ __all__ = [
     "compile_prompt_sync",
     "evaluate",
     "evaluate_sync",
+    "load_calibration",
     "load_config",
     "load_prompt",
     "sweep",
@@ -66,6 +67,7 @@ _HOMES = {
     "compile_prompt": "engine.distillation.pipeline",
     "evaluate": "engine.distillation.judging",
     "sweep": "engine.distillation.sweeping",
+    "load_calibration": "engine.store.compiled",
     "load_config": "engine.config_file",
     "load_prompt": "engine.store.compiled",
 }

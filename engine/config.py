@@ -17,8 +17,9 @@ ChatRole: TypeAlias = Literal["teacher", "synthesizer", "resolver", "student"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ThinkingLevel: TypeAlias = Literal["minimal", "low", "medium", "high"]
 Thinking: TypeAlias = ThinkingLevel | int
-TooLong: TypeAlias = Literal["fail", "cut"]
 """How much a model may think: a level, or a number of tokens."""
+TooLong: TypeAlias = Literal["fail", "cut"]
+"""What becomes of a row that is too long for a model's context."""
 
 
 def can_be_label(label: str) -> bool:
@@ -181,9 +182,12 @@ class ModelConfig(_Table):
     model: str = Field(
         "local:",
         min_length=1,
-        description="The model's address. `local:` needs no key, account or GPU; `openai:NAME` is a model of "
-        "api.openai.com, `openai:NAME@http://host:port/v1` one of another server with its API (several with "
-        "commas); `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where "
+        description="The model's address. `local:` needs no key, account or GPU; "
+        "`vllm:NAME@http://host:port/v1` is a model behind a vLLM server (replicas with commas; not for "
+        "[embedder]); `vllm-offline:PATH` is one that vLLM runs in this process, settings of its engine "
+        "behind it as in `vllm-offline:PATH?max_model_len=8192` (not for [embedder]); `openai:NAME` is a "
+        "model of api.openai.com, `openai:NAME@http://host:port/v1` one of another server with its API "
+        "(several with commas); `gemini:NAME` is a model of Google's Gemini API, or of Vertex AI where "
         "`GOOGLE_GENAI_USE_VERTEXAI` is `true`; `answer-files:DIR` or `answer-files:NAME@DIR` writes "
         "requests into the folder DIR in OpenAI's batch format and reads answers from `answers-*.jsonl` "
         "there (NAME stands in the requests as their model: OpenAI wants one, `vllm run-batch` does not). "
@@ -196,7 +200,10 @@ class ModelConfig(_Table):
         None, gt=0, description="Input and output tokens in any minute, at most; unset: no limit."
     )
     concurrency: int | None = Field(
-        None, gt=0, description="Requests in flight at most; unset: 64, or one batch of an in-process model."
+        None,
+        gt=0,
+        description="Requests in flight at most; unset: 64, one batch of an in-process model, or 1,024 for "
+        "each server of a `vllm:` address, of which as many are used as keep its batch full.",
     )
     timeout_s: float = Field(
         300.0, gt=0, description="Seconds after which one attempt over the network is given up and repeated."
@@ -214,16 +221,16 @@ class ModelConfig(_Table):
     )
     thinking: Thinking | None = Field(
         None,
-        description="How much a `gemini:` or `openai:` model may think before it answers: a level, or, for "
-        "Gemini, a number of tokens (2.5 takes only that; 0: none at all). Billed as output; room for it is "
-        "added to the bound on each answer. Unset: the model's own default; an `openai:` model not known to "
-        "think gets no such room. Not for [embedder].",
+        description="How much a `gemini:`, `openai:` or `vllm:` model may think before it answers: a level, "
+        "or, for Gemini, a number of tokens (2.5 takes only that; 0: none at all). Billed as output; room "
+        "for it is added to the bound on each answer. Unset: the model's own default; an `openai:` model not "
+        "known to think gets no such room. Not for [embedder].",
     )
     too_long: TooLong = Field(
         "fail",
         description="What becomes of a row that is too long for the context of a `vllm:` or `vllm-offline:` "
         "model: `fail` makes it a failure with that reason, `cut` leaves out its middle, with a mark in its "
-        "place, and says so beside the answer.",
+        "place, and says so beside the answer. Not for [embedder].",
     )
 
     @field_validator("thinking", mode="before")
@@ -264,6 +271,13 @@ class EmbedderConfig(ModelConfig):
     def _does_not_think(cls, value: Thinking | None) -> Thinking | None:
         if value is not None:
             raise ValueError("is for models that write; an embedder does not think")
+        return value
+
+    @field_validator("too_long")
+    @classmethod
+    def _cuts_nothing(cls, value: TooLong) -> TooLong:
+        if value != "fail":
+            raise ValueError("is for models that write; an embedder takes one rule at a time")
         return value
 
 

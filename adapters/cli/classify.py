@@ -12,16 +12,19 @@ from rich.console import Console
 from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
 from adapters.cli.figures import LOCAL_NOTE, print_json, say
+from adapters.cli.receipt import receipt_lines
 from adapters.cli.running import run as run_work
 from adapters.cli.wording import histogram
 from adapters.registry import check_model, is_local, open_student, settings_of
 from engine.bulk import ClassifyResult, classify, predicted_on_validation
+from engine.confidence import Calibration
 from engine.distillation.manifest import load_run_config
 from engine.distillation.session import limits_of
 from engine.errors import ConfigError
+from engine.events import EventSink, Notice
 from engine.stopping import StopSignal
 from engine.store import RunDirectory, TextColumns
-from engine.store.compiled import load_prompt
+from engine.store.compiled import load_calibration, load_prompt
 
 
 def classify_command(
@@ -89,6 +92,7 @@ def classify_command(
                     id=row_id,
                     keep=kept_columns(keep or []),
                     review_below=review_below,
+                    calibration=_calibration(run, emit),
                     expected=predicted_on_validation(directory.read_manifest(), prompt.sha256, model.name),
                     limits=limits_of(config.student),
                     part_rows=part_rows,
@@ -114,12 +118,32 @@ def classify_command(
         f"labels: {', '.join(f'{name} {count:,}' for name, count in result.label_counts.items())}",
     ]
     if any(result.confidence_histogram):
-        lines.append(f"confidence from 0 to 1: {histogram(result.confidence_histogram)}")
+        lines.append(
+            f"confidence from 0 to 1{_calibrated(result.temperature)}: "
+            f"{histogram(result.confidence_histogram)}"
+        )
+    if result.cut:
+        lines.append(f"{result.cut:,} rows were too long: the student has not seen their middle (column cut)")
+    lines += receipt_lines(result.receipt)
     lines.append(f"the parts: {out}")
     if is_local(address):
         lines.append(LOCAL_NOTE)
     for line in lines:
         say(console, line)
+
+
+def _calibration(run: Path, emit: EventSink) -> Calibration | None:
+    """What the run says of its student's confidence; a notice where it says nothing."""
+    found = load_calibration(run)
+    if found is None:
+        emit(Notice("confidence is not calibrated: the run has no calibration.json; compile again"))
+    return found
+
+
+def _calibrated(temperature: float | None) -> str:
+    if temperature is None:
+        return ", as the student tells it"
+    return f", calibrated at temperature {temperature:g}"
 
 
 def text_columns(compiled: str | tuple[str, ...], named: Sequence[str]) -> TextColumns:

@@ -10,7 +10,15 @@ from rich.console import Console
 
 from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
-from adapters.cli.figures import LOCAL_NOTE, print_json, print_scores, rules_line, say, verdict_line
+from adapters.cli.figures import (
+    LOCAL_NOTE,
+    confidence_line,
+    print_json,
+    print_scores,
+    rules_line,
+    say,
+    verdict_line,
+)
 from adapters.cli.running import run as run_work
 from adapters.registry import check_models, is_local, open_models
 from engine.config_file import load_config
@@ -90,6 +98,7 @@ def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
     print_scores(console, result.validation)
     lines = [
         verdict_line(result.validation, provisional=True),
+        confidence_line(result.validation.confidence),
         rules_line(result.extraction),
         f"prompt: {figures['instructions']} instructions, about {figures['prompt_tokens']:,} tokens; "
         f"{result.rounds} rounds of conflict resolution ({result.stop_reason})",

@@ -11,12 +11,22 @@ from rich.console import Console
 
 from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
-from adapters.cli.figures import LOCAL_NOTE, print_classes, print_json, print_scores, say, verdict_line
+from adapters.cli.figures import (
+    LOCAL_NOTE,
+    confidence_line,
+    print_classes,
+    print_json,
+    print_scores,
+    say,
+    verdict_line,
+)
+from adapters.cli.receipt import receipt_lines
 from adapters.cli.running import run as run_work
 from adapters.registry import check_model, is_local, open_judged, settings_of
 from engine.distillation.evaluation import Evaluation
 from engine.distillation.judging import evaluate
 from engine.distillation.manifest import load_run_config
+from engine.receipts import receipt_json
 from engine.stopping import StopSignal
 from engine.store import RunDirectory
 
@@ -83,15 +93,18 @@ def evaluate_command(
 
     found = run_work(work, display)
     if as_json:
-        print_json(found.to_json())
+        print_json(found.to_json() | {"prefix_cache": receipt_json(found.receipt)})
         return
     console = Console(highlight=False)
     print_scores(console, found)
     print_classes(console, found.compiled)
     malformed, missing = found.compiled.malformed_rate, len(found.failures)
     lines = [
-        f"malformed answers: {malformed:.2%}; rows without an answer: {missing}",
+        f"malformed answers: {malformed:.2%}; rows without an answer: {missing}"
+        + (f"; texts cut as too long: {found.cut}" if found.cut else ""),
+        confidence_line(found.confidence),
         verdict_line(found, provisional=split is not Split.TEST),
+        *receipt_lines(found.receipt),
     ]
     if is_local(address):
         lines.append(LOCAL_NOTE)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.confidence import Reliability
 from engine.distillation.evaluation import Evaluation
 from engine.types import Scores
 
@@ -48,6 +49,16 @@ def print_scores(console: Console, evaluation: Evaluation) -> None:
         interval = f"{scores.ci95.low:.3f} to {scores.ci95.high:.3f}"
         table.add_row(NAMES.get(name, name), f"{scores.accuracy:.3f}", f"{scores.macro_f1:.3f}", interval)
     console.print(table)
+
+
+def confidence_line(confidence: Reliability) -> str:
+    """Expected calibration error of the compiled prompt, as told and calibrated."""
+    if confidence.ece_raw is None:
+        return f"confidence: {confidence.reason}"
+    line = f"confidence: expected calibration error {confidence.ece_raw:.3f}"
+    if confidence.ece_calibrated is None:
+        return f"{line}; not calibrated: {confidence.reason}"
+    return f"{line}, calibrated {confidence.ece_calibrated:.3f} (temperature {confidence.temperature:g})"
 
 
 def rules_line(extraction: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from adapters.addresses import RemoteAddress
 from adapters.cli.display import Display
 from adapters.cli.figures import print_json
 from adapters.cli.running import errors_as_one_line
 from adapters.cli.wording import duration
-from adapters.registry import SCHEMES
 from adapters.serving.command import (
     KEY_VARIABLE,
     ServeOptions,
@@ -29,8 +29,8 @@ from adapters.serving.command import (
 )
 from adapters.serving.installation import Installation, find_vllm
 from adapters.serving.job import ROW_TOKENS, Job, model_context
-from adapters.serving.probing import Probe, ServerFacts
 from adapters.serving.server import GuardedServer, guarded, open_port, until_ready
+from adapters.vllm_servers import ServerFacts, VllmServers
 from engine.errors import InterruptedRunError
 from engine.store.compiled import load_prompt
 from engine.tuning import new_event_loop
@@ -179,18 +179,21 @@ class _Serving:
                 f"warning: whoever reaches port {options.port} of {options.host} can use the model; a key in "
                 f"the variable {KEY_VARIABLE} keeps others out"
             )
+        base = f"{options.base_url}/v1"
+        asked = VllmServers(RemoteAddress(options.name, (base,)), api_key=key)
         with self._listening():
             async with (
-                Probe(options.base_url, options.name, key) as probe,
+                aclosing(asked),
                 guarded(command, environment, self._log) as server,
             ):
                 self._server = server
                 self._pass_on()  # what came while it was started
                 with self._loading() as tell:
-                    ready = await until_ready(server, probe, tell)
+                    ready = await until_ready(server, asked, tell)
                 if ready and not self._presses:
-                    facts = await probe.facts(() if self._job is None else self._job.messages)
-                    self._say_ready(server.seconds, facts)
+                    facts = await asked.facts(base)
+                    prompt = await asked.token_ids(base, self._job.messages) if self._job else None
+                    self._say_ready(server.seconds, facts, None if prompt is None else len(prompt))
                     await server.ended()
                 if not self._presses:
                     raise await server.failure()
@@ -244,9 +247,9 @@ class _Serving:
 
         yield tell
 
-    def _say_ready(self, seconds: float, facts: ServerFacts) -> None:
+    def _say_ready(self, seconds: float, facts: ServerFacts, prompt_tokens: int | None) -> None:
         options, display = self._options, self._display
-        findings = [] if self._job is None else self._job.findings(facts)
+        findings = [] if self._job is None else self._job.findings(facts, prompt_tokens)
         for finding in findings:
             display.say(f"warning: {finding}")
         if not self._quiet:
@@ -264,7 +267,7 @@ class _Serving:
                     "max_model_len": facts.max_model_len,
                     "block_size": facts.block_size,
                     "prefix_caching": facts.caching,
-                    "prompt_tokens": facts.prompt_tokens,
+                    "prompt_tokens": prompt_tokens,
                     "warnings": findings,
                     "seconds": round(seconds, 1),
                     "log": str(self._log.absolute()),
@@ -276,8 +279,7 @@ class _Serving:
 
 def address_of(options: ServeOptions) -> str:
     """The model's address, as it stands in a configuration and behind --student."""
-    scheme = "vllm" if "vllm" in SCHEMES else "openai"
-    return f"{scheme}:{options.name}@{options.base_url}/v1"
+    return f"vllm:{options.name}@{options.base_url}/v1"
 
 
 def _doing(seconds: float, line: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _TAIL_BYTES = 512 << 10
@@ -82,10 +82,9 @@ _ASKED = (0, 128 + 15)
 def cause_of_end(log: Path, exit_code: int) -> str:
     """What ended a server, in one line: the words of its log, and the advice where they are known."""
     lines = list(_lines(log))
-    for pattern, advice in _KNOWN:
-        for line in reversed(lines):
-            if re.search(pattern, line):
-                return f"{advice} ({_shortened(line)})"
+    known = known_cause(lines)
+    if known is not None:
+        return known
     if exit_code == _KILLED:
         return "it was killed by signal 9: by someone, or by the system, for want of memory"
     said = [line for line in lines if not _NO_CAUSE.search(line)]
@@ -97,6 +96,15 @@ def cause_of_end(log: Path, exit_code: int) -> str:
     if exit_code in _ASKED:
         return "it ended as it does when it is asked to (SIGTERM), and not by pld"
     return _shortened(said[-1]) if said else "its log says nothing"
+
+
+def known_cause(lines: Sequence[str]) -> str | None:
+    """What to do about the last of vLLM's words that is known to end it, and that line; None: none is."""
+    for pattern, advice in _KNOWN:
+        for line in reversed(lines):
+            if re.search(pattern, line):
+                return f"{advice} ({_shortened(line)})"
+    return None
 
 
 def last_line(log: Path) -> str:

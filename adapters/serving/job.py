@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from adapters.serving.probing import ServerFacts
+from adapters.vllm_servers import ServerFacts
 from engine.prompt import CompiledPrompt
 from engine.student import StudentPrompt
 from engine.tokens import request_tokens
@@ -48,10 +48,12 @@ class Job:
             "no row may fit; raise --max-model-len, or take a model with a longer context"
         ]
 
-    def findings(self, facts: ServerFacts) -> list[str]:
-        """What will go wrong, as far as the server tells: no room for rows, a prefix that is never cached."""
+    def findings(self, facts: ServerFacts, tokens: int | None) -> list[str]:
+        """What will go wrong, as far as the server tells: no room for rows, a prefix that is never cached.
+
+        `tokens` are those of the messages on that server, chat template included; None where it does not say.
+        """
         found = []
-        tokens = facts.prompt_tokens
         if tokens is not None and facts.max_model_len is not None:
             left = facts.max_model_len - tokens - self.answer_tokens
             if left <= 0:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from adapters.serving import guard
 from adapters.serving.causes import cause_of_end, last_line
-from adapters.serving.probing import Probe
+from adapters.vllm_servers import VllmServers
 from engine.errors import ConfigError, ModelError
 
 GRACE_S = 15.0
@@ -31,6 +31,11 @@ class GuardedServer:
         self._leash = leash
         self._end = asyncio.create_task(self._wait())
         self._began = time.monotonic()
+
+    @property
+    def session(self) -> int:
+        """The number of the session that all its processes are in, guard included."""
+        return self._process.pid
 
     @property
     def seconds(self) -> float:
@@ -107,13 +112,14 @@ async def guarded(
         os.close(leash)
 
 
-async def until_ready(server: GuardedServer, probe: Probe, tell: Callable[[float, str], None]) -> bool:
+async def until_ready(server: GuardedServer, asked: VllmServers, tell: Callable[[float, str], None]) -> bool:
     """Wait until the server answers; False where it ended before.
 
-    `tell` is called twice a second with the seconds so far and the last line of the server's log.
+    `asked` is that server alone. `tell` is called twice a second with the seconds so far and the last line
+    of the server's log.
     """
     while not await server.ends_within(_LOOK_S):
-        if await probe.ready():
+        if await asked.ready(asked.bases[0]):
             return True
         tell(server.seconds, last_line(server.log))
     return False

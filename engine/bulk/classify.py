@@ -18,10 +18,12 @@ from engine.bulk.result import ClassifyResult, peak_rss_mb
 from engine.bulk.stream import Classification
 from engine.bulk.tally import Tally
 from engine.bulk.texts import valid
+from engine.confidence import Calibration
 from engine.errors import ConfigError, DataError
-from engine.events import EventSink, ignore_events
+from engine.events import EventSink, Notice, ignore_events
 from engine.ports import ChatModel
 from engine.prompt import CompiledPrompt
+from engine.receipts import ReceiptBook
 from engine.scheduler import Budget, Limits, Scheduler
 from engine.scheduler.shielded import finish
 from engine.stopping import StopSignal
@@ -38,6 +40,7 @@ async def classify(
     id: str | None = None,  # noqa: A002 - the name of the column in the configuration too
     keep: Sequence[str] | Mapping[str, str] = (),
     review_below: float | None = None,
+    calibration: Calibration | None = None,
     expected: Mapping[str, int] | None = None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     part_rows: int = 50_000,
@@ -50,14 +53,18 @@ async def classify(
 
     `part-00000.parquet` has the labelled ones of the first `part_rows` rows, in order: `row` (from 0 over all
     inputs), `file`, `id` (null without an id column), `label`, `confidence` and `margin` (null where the
-    student tells none), `prompt_sha256`, `model`. With `review_below`, `review-00000.parquet` has the unsure
-    ones of these rows instead, with the same columns: confidence below it, or none told.
+    student tells none), `cut` (characters that it has not seen of a text that was too long), `prompt_sha256`,
+    `model`. With `review_below`, `review-00000.parquet` has the unsure ones of these rows instead, with the
+    same columns: confidence below it, or none told.
     `failures-00000.parquet`, where there are any, has the rows without a label: `row`, `file`, `id`,
     `reason`, `detail`. Each input row, broken ones included, stands exactly once in exactly one file. Equal
-    texts are asked about once in the whole job: what the first became, the others become.
+    texts are asked about once in the whole job: what the first became, the others become. Rows that share
+    the first of several columns are asked for so that a prefix cache keeps it (`engine.bulk.grouping`).
 
     `keep` names input columns that are copied to all these files (a mapping: under another name), with their
     types from Parquet, as strings from CSV and NDJSON. Texts are not written unless they are among them.
+    `calibration` (`engine.load_calibration`) makes confidence and margin those that validation bears out;
+    where it is another prompt's or student's they stay as the student tells them, and a notice says so.
     `expected` counts the student's answers on validation by label (`engine.bulk.mix`): a warning is emitted
     where the labels found are mixed otherwise.
 
@@ -101,11 +108,13 @@ async def classify(
         fields=fields.names,
         keep=tuple(kept.items()),
         review_below=review_below,
+        temperature=_temperature(calibration, prompt, student, emit),
     )
     run = RunDirectory.create(out)
     with run.lock():
         manifest = open_manifest(run, task, emit)
         fresh = 0
+        book: ReceiptBook | None = None
         if not manifest.finished:
             labels = tuple(prompt.labels)
             progress = Progress(emit, _tally_of(manifest, labels))
@@ -114,6 +123,7 @@ async def classify(
             journal = PartJournal(run.path, part_rows)
             scheduler = Scheduler(journal, emit=progress, budget=budget, seed=seed)
             lane = scheduler.chat(student, limits)
+            book = await ReceiptBook.open(student, prompts=1)
             stop.on_request(scheduler.request_stop)
             index = await asyncio.to_thread(TextIndex, run.path)
             try:
@@ -138,12 +148,15 @@ async def classify(
         for name in filter(run.has, INDEX_FILES):
             run.remove(name)
     seconds = time.perf_counter() - began_s
+    receipt = None if book is None else await book.receipt(emit)
     return ClassifyResult(
         rows=manifest.rows,
         classified=manifest.classified,
         failed=manifest.failed,
         duplicates=manifest.duplicates,
         review=manifest.review,
+        cut=manifest.cut,
+        temperature=task.temperature,
         rows_per_s=fresh / seconds,
         peak_rss_mb=peak_rss_mb(),
         seconds=seconds,
@@ -151,6 +164,7 @@ async def classify(
         label_counts=manifest.label_counts,
         confidence_histogram=manifest.confidence,
         out=Path(out),
+        receipt=receipt,
     )
 
 
@@ -173,9 +187,28 @@ def _mix(labels: Sequence[str], expected: Mapping[str, int] | None, emit: EventS
     return LabelMix(labels, expected, emit) if expected is not None and known else None
 
 
+def _temperature(
+    calibration: Calibration | None, prompt: CompiledPrompt, student: ChatModel, emit: EventSink
+) -> float | None:
+    """The temperature to read confidences at; None: as they are told, which a notice explains."""
+    if calibration is None:
+        return None
+    why = calibration.why_not(prompt.sha256, student.name)
+    if why:
+        emit(Notice(f"confidence is not calibrated: {why}"))
+    return None if why else calibration.temperature
+
+
 def _tally_of(manifest: Manifest, labels: Sequence[str]) -> Tally:
     """What the finished parts come to."""
     tally = Tally(labels, manifest.task.review_below)
     for part in manifest.parts.values():
-        tally.add(part.rows, part.failed, part.review, part.labels, part.confidence)
+        tally.add(
+            rows=part.rows,
+            failed=part.failed,
+            review=part.review,
+            cut=part.cut,
+            labels=part.labels,
+            histogram=part.confidence,
+        )
     return tally

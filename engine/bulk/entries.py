@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import orjson
 
+from engine.bulk.texts import valid
 from engine.errors import CorruptStoreError
+from engine.student import read_prediction
+from engine.types import Answer, Failure, FinishReason, Result
 
 UNUSABLE = "unusable"
 """The reason of a row that has no text to classify."""
 
-LabelledEntry: TypeAlias = tuple[int, float, float]
-"""Index of the label, confidence and margin, in single precision; NaN where the student tells none."""
+LabelledEntry: TypeAlias = tuple[int, float, float, int]
+"""Index of the label, confidence and margin, in single precision (NaN where the student tells none), and how
+many characters of the text the student has not seen."""
 
 FailedEntry: TypeAlias = tuple[str, str]
 """Reason and detail."""
@@ -23,8 +28,9 @@ FailedEntry: TypeAlias = tuple[str, str]
 Entry: TypeAlias = LabelledEntry | FailedEntry
 
 _HEAD = struct.Struct("<?q")
-_LABELLED = struct.Struct("<?qiff")
+_LABELLED = struct.Struct("<?qiffi")
 _SINGLE = struct.Struct("<f")
+_MOST_CUT = 2**31 - 1
 
 
 class Known(NamedTuple):
@@ -34,8 +40,8 @@ class Known(NamedTuple):
     entry: Entry
 
     def pack(self) -> bytes:
-        """As bytes, about 20 for a label."""
-        if len(self.entry) == 3:
+        """As bytes, 25 for a label."""
+        if len(self.entry) == 4:
             return _LABELLED.pack(False, self.row, *self.entry)
         return _HEAD.pack(True, self.row) + orjson.dumps(self.entry)
 
@@ -47,10 +53,34 @@ class Known(NamedTuple):
             if failed:
                 reason, detail = orjson.loads(data[_HEAD.size :])
                 return cls(row, (str(reason), str(detail)))
-            _, _, label, confidence, margin = _LABELLED.unpack(data)
+            _, _, label, confidence, margin, cut = _LABELLED.unpack(data)
         except (struct.error, ValueError) as exc:
             raise CorruptStoreError("the index of texts is damaged") from exc
-        return cls(row, (label, confidence, margin))
+        return cls(row, (label, confidence, margin, cut))
+
+
+class EntryReader:
+    """Outcomes as entries: labels by their place in the label set, confidence at one temperature."""
+
+    def __init__(self, labels: Sequence[str], temperature: float | None) -> None:
+        self._labels = labels
+        self._index = {label: index for index, label in enumerate(labels)}
+        self._temperature = temperature
+
+    def read(self, result: Result[Answer]) -> Entry:
+        """What became of the text that the result is about."""
+        found = read_prediction(result, self._labels, self._temperature)
+        if isinstance(found, Failure):
+            return (valid(found.reason), valid(found.detail))
+        if found.label is None:
+            ended = not isinstance(result.outcome, Failure) and result.outcome.finish_reason
+            detail = {
+                FinishReason.LENGTH: "the answer was cut off",
+                FinishReason.BLOCKED: "the answer was blocked",
+            }.get(ended or FinishReason.STOP, "the answer is none of the labels")
+            return ("malformed", detail)
+        cut = min(found.cut_characters, _MOST_CUT)
+        return (self._index[found.label], single(found.confidence), single(found.margin), cut)
 
 
 def single(figure: float | None) -> float:

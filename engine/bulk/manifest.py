@@ -13,7 +13,7 @@ from engine.errors import CorruptStoreError, RunError
 from engine.events import EventSink, Notice
 from engine.store import RunDirectory
 
-FORMAT = 2
+FORMAT = 3
 KIND = "classification"
 
 
@@ -30,7 +30,8 @@ class Task:
     """Everything that decides what the parts hold. Another task needs another directory.
 
     `text` is the column of the text, or the columns of its `fields`, which are named where there are several.
-    `keep` has the columns that are carried along, each with its name in the parts.
+    `keep` has the columns that are carried along, each with its name in the parts. `temperature` calibrates
+    confidence; None: it is as the student tells it.
     """
 
     prompt_sha256: str
@@ -42,6 +43,7 @@ class Task:
     fields: tuple[str, ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
     review_below: float | None = None
+    temperature: float | None = None
 
     def difference(self, other: Task) -> str | None:
         """The first thing in which `other` differs from this one, in words; None where nothing does."""
@@ -58,6 +60,7 @@ class Task:
             ("part_rows", "rows per part"),
             ("keep", "columns to keep"),
             ("review_below", "review threshold"),
+            ("temperature", "calibration of confidence"),
         ):
             was, now = getattr(self, name), getattr(other, name)
             if was != now:
@@ -67,6 +70,8 @@ class Task:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "none"
     if not isinstance(value, tuple):
         return str(value)
     names = (one if isinstance(one, str) else "=".join(dict.fromkeys(one)) for one in value)
@@ -75,7 +80,8 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """One finished part. `rows = classified + failed`; `review` of the classified ones are unsure.
+    """One finished part. `rows = classified + failed`; `review` of the classified ones are unsure, and of
+    `cut` ones the student has not seen the whole text.
 
     `labels` counts rows per label, `confidence` those in each tenth from 0 to 1.
     """
@@ -86,6 +92,7 @@ class PartEntry:
     classified: int
     failed: int
     review: int
+    cut: int
     duplicates: int
     labels: Mapping[str, int]
     confidence: Sequence[int]
@@ -155,6 +162,10 @@ class Manifest:
     @property
     def review(self) -> int:
         return sum(part.review for part in self.parts.values())
+
+    @property
+    def cut(self) -> int:
+        return sum(part.cut for part in self.parts.values())
 
     @property
     def duplicates(self) -> int:

@@ -14,7 +14,7 @@ from engine.bulk.entries import Entry
 from engine.bulk.tally import Tally
 
 COLUMNS = (
-    *("row", "file", "id", "label", "confidence", "margin", "prompt_sha256", "model"),
+    *("row", "file", "id", "label", "confidence", "margin", "cut", "prompt_sha256", "model"),
     *("reason", "detail"),
 )
 """The columns of a part's files; no column that is carried along may have one of these names."""
@@ -54,6 +54,7 @@ class Part:
         self._label = array("i")
         self._confidence = array("f")
         self._margin = array("f")
+        self._cut = array("i")
         self._failures: dict[int, tuple[str, str]] = {}
 
     @property
@@ -73,6 +74,7 @@ class Part:
         self._label.append(_PENDING)
         self._confidence.append(_NAN)
         self._margin.append(_NAN)
+        self._cut.append(0)
 
     def carry(self, frame: pl.DataFrame) -> None:
         """The columns to carry, of the next rows."""
@@ -90,7 +92,7 @@ class Part:
             self._label[index] = _FAILED
             self._failures[index] = entry
             return
-        self._label[index], self._confidence[index], self._margin[index] = entry
+        self._label[index], self._confidence[index], self._margin[index], self._cut[index] = entry
 
     # --- what is written -----------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class Part:
                 pl.Series("label", labels, pl.String).gather(pl.Series(label[rows])),
                 pl.Series("confidence", confidence[rows], nan_to_null=True),
                 pl.Series("margin", np.frombuffer(self._margin, np.float32)[rows], nan_to_null=True),
+                pl.Series("cut", np.frombuffer(self._cut, np.int32)[rows]),
                 pl.lit(prompt).alias("prompt_sha256"),
                 pl.lit(model).alias("model"),
                 *self._kept(rows, carried),

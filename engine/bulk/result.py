@@ -9,15 +9,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.ports import CacheReceipt
+from engine.receipts import receipt_json
+
 
 @dataclass(frozen=True)
 class ClassifyResult:
     """Figures of the whole classification, earlier calls included; speed and memory are this call's.
 
     `rows = classified + failed`. `duplicates` of them were answered by an earlier row with the same text, and
-    `review` of the classified ones are unsure. `label_counts` has the rows per label, most frequent first,
-    `confidence_histogram` those in each tenth of confidence from 0 to 1. `rows_per_s` counts the rows
-    that this call finished. `peak_rss_mb` is the process's largest memory so far, in MB (10⁶ bytes).
+    `review` of the classified ones are unsure; of `cut` ones, which were too long, the student has not seen
+    the middle. `temperature` calibrated the confidences; None: they are as the student told them.
+    `label_counts` has the rows per label, most frequent first, `confidence_histogram` those in each tenth of
+    confidence from 0 to 1. `rows_per_s` counts the rows that this call finished. `peak_rss_mb` is the
+    process's largest memory so far, in MB (10⁶ bytes).
+    `receipt` tells what the student's prefix cache was worth since the student was opened, not in earlier
+    calls; None where the student does not tell, or nothing was left to ask.
     """
 
     rows: int
@@ -25,6 +32,8 @@ class ClassifyResult:
     failed: int
     duplicates: int
     review: int
+    cut: int
+    temperature: float | None
     rows_per_s: float
     peak_rss_mb: float
     seconds: float
@@ -32,15 +41,19 @@ class ClassifyResult:
     label_counts: Mapping[str, int] = field(hash=False)
     confidence_histogram: tuple[int, ...]
     out: Path
+    receipt: CacheReceipt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pld classify --json` prints."""
-        return asdict(self) | {
+        figures = asdict(self)
+        del figures["receipt"]
+        return figures | {
             "label_counts": dict(self.label_counts),
             "out": str(self.out),
             "rows_per_s": round(self.rows_per_s, 1),
             "peak_rss_mb": round(self.peak_rss_mb, 1),
             "seconds": round(self.seconds, 3),
+            "prefix_cache": receipt_json(self.receipt),
         }
 
 

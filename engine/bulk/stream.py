@@ -15,32 +15,41 @@ there is one, else when it comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
-from engine.bulk.entries import UNUSABLE, Entry, Known, digest, single
+from engine.bulk.entries import UNUSABLE, Entry, EntryReader, Known
 from engine.bulk.equal_texts import EqualTexts
+from engine.bulk.grouping import spread
 from engine.bulk.journal import PartJournal, file_name
 from engine.bulk.manifest import Manifest, PartEntry, failures_file, part_file, review_file
 from engine.bulk.mix import LabelMix
 from engine.bulk.parts import Part
 from engine.bulk.progress import Progress
+from engine.bulk.reading import Batch, ReadAhead
 from engine.bulk.tally import Tally
-from engine.bulk.texts import valid
 from engine.errors import ModelError, PldError
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Lane
 from engine.scheduler.shielded import finish
-from engine.store import RowBatch, RowReader, RunDirectory
-from engine.student import StudentPrompt, read_prediction
-from engine.types import Answer, Failure, FinishReason, Request, Result
+from engine.store import RowReader, RunDirectory
+from engine.student import StudentPrompt
+from engine.types import Answer, Request, Result
 
 STAGE = "classify"
 _OPEN_PARTS = 4
 # Small parts must not keep the student waiting: at least so many rows are under way.
 _OPEN_ROWS = 16_384
-_BATCHES_AHEAD = 2
 # So many answers without a confidence are enough to know that the student tells none.
 _ENOUGH_UNTOLD = 64
+
+
+class _Asked(NamedTuple):
+    """A row that has to be asked about."""
+
+    row: int
+    text: str
+    group: str
 
 
 class Classification:
@@ -64,19 +73,18 @@ class Classification:
         self._part_rows = manifest.task.part_rows
         self._files = [one.path for one in manifest.task.inputs]
         self._prompt = StudentPrompt(prompt)
-        self._label_index = {label: index for index, label in enumerate(self._prompt.labels)}
+        self._entry = EntryReader(self._prompt.labels, manifest.task.temperature).read
         self._reader = reader
+        self._ahead = ReadAhead(reader)
         self._progress = progress
         self._mix = mix
         self._journal = journal
         self._texts = texts
         self._asked: dict[int, bytes] = {}
+        self._held: list[_Asked] = []
         self._first_row = manifest.first_missing * self._part_rows
         self._open: dict[int, Part] = {}
         self._room = asyncio.Semaphore(max(_OPEN_PARTS, -(-_OPEN_ROWS // self._part_rows)))
-        self._batches: asyncio.Queue[tuple[RowBatch, list[bytes | None]] | PldError | None] = asyncio.Queue(
-            _BATCHES_AHEAD
-        )
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
 
     async def run(self, lane: Lane[Request, Answer]) -> None:
@@ -86,7 +94,7 @@ class Classification:
         failure: PldError | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read())
+                reading = group.create_task(self._ahead.run())
                 group.create_task(self._write_parts())
                 try:
                     async with lane.stream(self._requests(), stage=STAGE, total=total) as results:
@@ -117,60 +125,60 @@ class Classification:
 
     # --- rows in -------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        """Read ahead, off the event loop. An error goes the way of the rows, behind those before it."""
-        batches = iter(self._reader)
-
-        def read() -> tuple[RowBatch, list[bytes | None]] | None:
-            batch = next(batches, None)
-            if batch is None:
-                return None
-            return batch, [None if text is None else digest(text) for text in batch.texts]
-
-        try:
-            while (found := await asyncio.to_thread(read)) is not None:
-                await self._batches.put(found)
-            await self._batches.put(None)
-        except PldError as exc:
-            await self._batches.put(exc)
-
     async def _requests(self) -> AsyncIterator[Request]:
-        """A request for each text that has to be asked about, in order."""
+        """A request for each text that has to be asked about, in order, but for groups within a batch."""
         row = self._first_row
-        while (found := await self._batches.get()) is not None:
-            if isinstance(found, PldError):
-                raise found
-            batch, hashes = found
-            await self._texts.prepare(one for one in hashes if one is not None)
+        while (found := await self._ahead.next()) is not None:
+            batch = found.rows
+            await self._texts.prepare(one for one in found.hashes if one is not None)
             self._progress.read(batch.first_row + len(batch), batch.share)
             row = batch.first_row
             end = row + len(batch)
             while row < end:
                 number = row // self._part_rows
                 upto = min(end, (number + 1) * self._part_rows)
-                if number in self._manifest.parts:
-                    row = upto
-                    continue
-                part = await self._part(number)
-                at = row - batch.first_row
-                if batch.carried is not None:
-                    part.carry(batch.carried.slice(at, upto - row))
-                for index in range(at, upto - batch.first_row):
-                    text, name = batch.texts[index], hashes[index]
-                    row_id = (batch.ids[index] or None) if batch.ids is not None else None
-                    part.add(batch.file_index, row_id)
-                    row = batch.first_row + index
-                    if text is None or name is None:
-                        self._settle_row(row, (UNUSABLE, batch.problems[index]))
-                    elif self._has_to_be_asked(part, row, name):
-                        yield self._prompt.request(str(row), text)
+                if number not in self._manifest.parts:
+                    if number not in self._open and self._room.locked():
+                        # what is held back may be what the open parts wait for
+                        for held in self._release():
+                            yield held
+                    part = await self._part(number)
+                    for asked in self._add(part, found, row, upto):
+                        if found.groups is None:
+                            yield self._prompt.request(str(asked.row), asked.text)
+                        else:
+                            self._held.append(asked)
+                    if upto == (number + 1) * self._part_rows:
+                        self._seal(part)
                 row = upto
-                if row == (number + 1) * self._part_rows:
-                    self._seal(part)
+            for held in self._release():
+                yield held
         self._manifest.total_rows = row
         for part in list(self._open.values()):
             if not part.sealed:
                 self._seal(part)
+
+    def _add(self, part: Part, found: Batch, row: int, upto: int) -> Iterator[_Asked]:
+        """Add the rows from `row` to `upto` to their part; gives those that have to be asked about."""
+        batch = found.rows
+        first = batch.first_row
+        if batch.carried is not None:
+            part.carry(batch.carried.slice(row - first, upto - row))
+        for index in range(row - first, upto - first):
+            text, name = batch.texts[index], found.hashes[index]
+            part.add(batch.file_index, (batch.ids[index] or None) if batch.ids is not None else None)
+            if text is None or name is None:
+                self._settle_row(first + index, (UNUSABLE, batch.problems[index]))
+            elif self._has_to_be_asked(part, first + index, name):
+                group = "" if found.groups is None else found.groups[index]
+                yield _Asked(first + index, text, group)
+
+    def _release(self) -> Iterator[Request]:
+        """Requests for the rows held back, in an order that keeps groups in a prefix cache."""
+        held, self._held = self._held, []
+        for place in spread([asked.group for asked in held]):
+            row, text, group = held[place]
+            yield self._prompt.request(str(row), text, group)
 
     async def _part(self, number: int) -> Part:
         """The open part of that number; waits while too many are open."""
@@ -215,7 +223,7 @@ class Classification:
         entry = self._entry(result)
         for waiting in self._texts.settle(self._asked.pop(row), Known(row, entry)):
             self._settle_row(waiting, entry, duplicate=waiting != row)
-        if self._mix is not None and len(entry) == 3:
+        if self._mix is not None and len(entry) == 4:
             self._mix.count(entry[0])
         if self._progress.tally.classified >= _ENOUGH_UNTOLD:
             self._check_confidence()
@@ -227,19 +235,6 @@ class Classification:
         part.duplicates += duplicate
         self._progress.count(entry, duplicate=duplicate, replayed=replayed)
         self._hand_over(part)
-
-    def _entry(self, result: Result[Answer]) -> Entry:
-        found = read_prediction(result, self._prompt.labels)
-        if isinstance(found, Failure):
-            return (valid(found.reason), valid(found.detail))
-        if found.label is None:
-            cut = not isinstance(result.outcome, Failure) and result.outcome.finish_reason
-            detail = {
-                FinishReason.LENGTH: "the answer was cut off",
-                FinishReason.BLOCKED: "the answer was blocked",
-            }.get(cut or FinishReason.STOP, "the answer is none of the labels")
-            return ("malformed", detail)
-        return (self._label_index[found.label], single(found.confidence), single(found.margin))
 
     def _check_confidence(self) -> None:
         """Raise `ModelError` where unsure rows cannot be told from sure ones."""
@@ -294,6 +289,7 @@ class Classification:
             classified=tally.classified,
             failed=tally.failed,
             review=tally.review,
+            cut=tally.cut,
             duplicates=part.duplicates,
             labels=tally.label_counts,
             confidence=tuple(tally.histogram),

@@ -12,10 +12,11 @@ TENTHS = 10
 class Tally:
     """What became of some rows. `histogram[k]` counts confidences from k/10 to (k+1)/10, 1.0 in the last one;
     rows whose student told none are in no tenth. `review` counts the labelled rows that are unsure: below
-    `review_below`, or without a confidence; none where that is None.
+    `review_below`, or without a confidence; none where that is None. `cut` counts the labelled rows whose
+    student has not seen the whole text.
     """
 
-    __slots__ = ("_labels", "_review_below", "counts", "failed", "histogram", "review", "rows")
+    __slots__ = ("_labels", "_review_below", "counts", "cut", "failed", "histogram", "review", "rows")
 
     def __init__(self, labels: Sequence[str], review_below: float | None = None) -> None:
         self._labels = labels
@@ -23,6 +24,7 @@ class Tally:
         self.rows = 0
         self.failed = 0
         self.review = 0
+        self.cut = 0
         self.counts = [0] * len(labels)
         self.histogram = [0] * TENTHS
 
@@ -48,20 +50,29 @@ class Tally:
         if len(entry) == 2:
             self.failed += 1
             return
-        label, confidence, _ = entry
+        label, confidence, _, cut = entry
         self.counts[label] += 1
+        self.cut += cut > 0
         if confidence == confidence:  # noqa: PLR0124 - not NaN
             self.histogram[min(TENTHS - 1, int(confidence * TENTHS))] += 1
         if self._review_below is not None and not confidence >= self._review_below:
             self.review += 1
 
     def add(
-        self, rows: int, failed: int, review: int, labels: Mapping[str, int], histogram: Sequence[int]
+        self,
+        *,
+        rows: int,
+        failed: int,
+        review: int,
+        cut: int,
+        labels: Mapping[str, int],
+        histogram: Sequence[int],
     ) -> None:
         """Count rows that were counted elsewhere."""
         self.rows += rows
         self.failed += failed
         self.review += review
+        self.cut += cut
         for index, label in enumerate(self._labels):
             self.counts[index] += labels.get(label, 0)
         for tenth, count in enumerate(histogram):

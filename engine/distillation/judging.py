@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from engine.distillation.evaluation import ABLATIONS, Evaluation, evaluate_prompts
@@ -13,9 +14,10 @@ from engine.errors import DataError
 from engine.events import EventSink, Notice, StageFinished, StageStarted, ignore_events
 from engine.ports import AnyChatModel
 from engine.prompt import CompiledPrompt
+from engine.receipts import ReceiptBook
 from engine.stopping import StopSignal
 from engine.store import RunDirectory, load_dataset
-from engine.store.compiled import load_optional_prompt, load_prompt
+from engine.store.compiled import load_calibration, load_optional_prompt, load_prompt
 from engine.types import SplitName
 
 RESULT = "evaluation.json"
@@ -37,7 +39,7 @@ async def evaluate(
     Beside it stand the zero-shot prompt with the same student (unless `zero_shot` is False: then there is no
     verdict), the majority class, TF-IDF with logistic regression, and the prompts that `--ablation` kept.
     The data is found where the run's configuration says. The result is also written to `evaluation.json`,
-    one entry per split.
+    one entry per split; what the student's prefix cache was worth is not, as no two runs have the same.
 
     Raises `RunError` where the run is not compiled, `DataError` where the split is empty.
     """
@@ -64,18 +66,22 @@ async def evaluate(
             max_cost_usd=config.run.max_cost_usd if max_cost_usd is None else max_cost_usd,
             retry_failed=retry_failed,
         ) as session:
+            prompts = _prompts(directory, prompt, zero_shot=zero_shot)
+            book = await ReceiptBook.open(student, prompts=len(prompts))
             found = await evaluate_prompts(
                 session.chat(student, config.role("student")),
-                _prompts(directory, prompt, zero_shot=zero_shot),
+                prompts,
                 samples,
                 split=split,
                 train=dataset.train,
                 validation=dataset.validation,
                 seed=config.run.seed,
+                calibration=load_calibration(run),
             )
         known = directory.read_json(RESULT) if directory.has(RESULT) else {}
         directory.write_json(RESULT, {**known, split: found.to_json()})
-    return found
+        receipt = await book.receipt(emit)
+    return replace(found, receipt=receipt)
 
 
 def _prompts(

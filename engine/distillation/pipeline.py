@@ -39,7 +39,7 @@ from engine.ports import Models
 from engine.prompt import CompiledPrompt
 from engine.stopping import StopSignal
 from engine.store import Dataset, RunDirectory, load_dataset
-from engine.store.compiled import save_prompt
+from engine.store.compiled import save_calibration, save_prompt
 from engine.tokens import estimate_tokens
 from engine.types import Failure, FloatVector, MicroRule, Sample
 
@@ -179,6 +179,8 @@ class _Compilation:
         prompt = resolved.best.prompt
         judged = await self._provisional_verdict(prompt)
         self._write_failures()
+        if judged.calibration is not None:
+            save_calibration(self._run, judged.calibration)
         save_prompt(self._run, prompt)
         self._manifest.stages["resolution"] = {"rounds": resolved.rounds, "stop_reason": resolved.stop_reason}
         self._manifest.prompt = {

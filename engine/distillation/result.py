@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class CompileResult:
             }
             | _figures(compiled)
             | {"n": compiled.n},
+            "confidence": asdict(self.validation.confidence),
             "rounds": self.rounds,
             "stop_reason": self.stop_reason,
             "extraction": dict(self.extraction),

@@ -1,12 +1,18 @@
-"""The compiled prompt in its run directory: `prompt.json`, and `prompt.md` as the student gets it."""
+"""The compiled prompt in its run directory: `prompt.json`, and `prompt.md` as the student gets it.
+
+Beside it `calibration.json`: how sure this student may be of its answers to it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from engine.confidence import Calibration
 from engine.errors import RunError
 from engine.prompt import CompiledPrompt
 from engine.store.rundir import RunDirectory
+
+CALIBRATION = "calibration.json"
 
 
 def save_prompt(run: RunDirectory, prompt: CompiledPrompt) -> None:
@@ -39,3 +45,19 @@ def load_optional_prompt(run: RunDirectory, name: str) -> CompiledPrompt | None:
     if not run.has(path):
         return None
     return CompiledPrompt.from_json(run.read_json(path), f"{run.path}/{path}")
+
+
+def save_calibration(run: RunDirectory, calibration: Calibration) -> None:
+    """Write `calibration.json`."""
+    run.write_json(CALIBRATION, calibration.to_json())
+
+
+def load_calibration(run: str | Path) -> Calibration | None:
+    """What validation said of the student's confidence; None where the run has none.
+
+    Raises `RunError` where the file is none that this version writes.
+    """
+    directory = RunDirectory.open(run)
+    if not directory.has(CALIBRATION):
+        return None
+    return Calibration.from_json(directory.read_json(CALIBRATION), f"{directory.path}/{CALIBRATION}")

@@ -66,6 +66,18 @@ class TextFields:
             return Problem(", ".join(self.columns), "all empty")
         return "\n\n".join(map(self._field, self.names, texts))
 
+    def beginnings(self, text: str) -> tuple[int, ...]:
+        """Where the fields of a text that `read` gave end, but for the last: what stands ahead of such a
+        place begins every text with the same leading fields. None where one column is the text.
+        """
+        ends = []
+        end = 0
+        for name in self.names[1:]:
+            # within a field this would be escaped
+            end = text.index(f"\n\n{name}:", end) + 2
+            ends.append(end)
+        return tuple(ends)
+
     def _field(self, name: str, text: str) -> str:
         if not text:
             return f"{name}:"

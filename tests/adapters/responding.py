@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,9 @@ class Asked:
         return json.loads(self.body)
 
 
-Script = Callable[[Asked], bytes | None]
-"""A request -> all bytes to send for it; None hangs up at once. After bytes without a length the server
-hangs up too."""
+Script = Callable[[Asked], bytes | Awaitable[bytes | None] | None]
+"""A request -> all bytes to send for it, perhaps later; None hangs up at once. After bytes without a length
+the server hangs up too."""
 
 
 @dataclass
@@ -69,7 +69,8 @@ async def responding(script: Script | bytes | None) -> AsyncIterator[Responding]
         try:
             while (asked := await _read(reader)) is not None:
                 server.asked.append(asked)
-                data = server.script(asked)
+                said = server.script(asked)
+                data = await said if isinstance(said, Awaitable) else said
                 if data is None:
                     break
                 writer.write(data)

@@ -23,7 +23,6 @@ from adapters.gemini_client import Access
 from adapters.local import FIT_FILE, LocalEmbedder, LocalStudent, LocalTeacher
 from adapters.openai_compatible import OpenAICompatibleChat, OpenAICompatibleEmbedder
 from adapters.registry import (
-    SCHEMES,
     check_addresses,
     check_model,
     check_models,
@@ -33,6 +32,8 @@ from adapters.registry import (
     scheme_of,
     settings_of,
 )
+from adapters.schemes import SCHEMES
+from adapters.vllm import VllmChat
 from engine.config import Config, EmbedderConfig, ModelConfig, PriceConfig
 from engine.config_file import parse_config
 from engine.errors import BudgetError, ConfigError, ModelError, UnknownModelError
@@ -142,6 +143,8 @@ def test_gemini_addresses(address: str, name: str, url: str) -> None:
         ),
         ("openai:m@http://me:sec/secret@host/v1", "name the environment variable that holds the key"),
         ("openai:m@http://api.openai.com/v1", "is reached by https:// only; write openai:m"),
+        ("vllm:m", "vllm:m: after the model's name goes @ and its server, vllm:NAME@http://host:port/v1"),
+        (f"vllm:m@{OPENAI_URL}", "api.openai.com is no vLLM server; write openai:m"),
         (f"openai:m@{OPENAI_URL},http://host/v1", "api.openai.com goes with no other server"),
         ("gemini:", "gemini:: the model's name is missing: gemini:NAME@http://host:port"),
         ("gemini:m@host", "after the model's name goes @ and its server, gemini:NAME@http://host:port"),
@@ -332,12 +335,53 @@ def test_vertex_finds_its_own_credentials(variable: str, monkeypatch: pytest.Mon
     assert not google_access(ModelConfig(model="gemini:m")).vertex
 
 
+# --- vllm -----------------------------------------------------------------------------------------
+
+
+def test_a_vllm_model_is_opened_with_its_settings() -> None:
+    address = "vllm:x/y@http://127.0.0.1:1/v1,http://127.0.0.1:2/v1"
+    model = open_student(ModelConfig(model=address, too_long="cut", max_input_tokens=9))
+    assert isinstance(model, VllmChat)
+    assert model.name == "vllm:x/y@http://127.0.0.1:1/v1#cut"
+    assert (model.price, model.max_input_tokens, model.most_in_flight) == (FREE, 9, 2048)
+    assert open_student(address).name == "vllm:x/y@http://127.0.0.1:1/v1"
+    assert open_student("vllm:m@http://gpu:1/v1").price is None
+    thinking = open_student(ModelConfig(model=address, thinking="low"))
+    assert thinking.name == "vllm:x/y@http://127.0.0.1:1/v1#thinking=low"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (ModelConfig(model="local:", too_long="cut"), "^local:: takes no `too_long`; that is for vllm:"),
+        (ModelConfig(model=f"openai:m@{HERE}", too_long="cut"), f"^openai:m@{HERE}: takes no `too_long`"),
+        (ModelConfig(model="answer-files:x", too_long="cut"), "takes no `too_long`; whoever answers"),
+        (ModelConfig(model=f"vllm:m@{HERE}", thinking=100), "takes a level for `thinking`"),
+        (EmbedderConfig(model=f"vllm:m@{HERE}"), f"for \\[embedder\\] write openai:m@{HERE}"),
+    ],
+)
+def test_settings_that_a_vllm_model_alone_takes_or_does_not(settings: ModelConfig, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_model(settings, {}, None)
+
+
+def test_an_embedder_cuts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"embedder.too_long: is for models that write"):
+        config(tmp_path, embedder={"too_long": "cut"})
+
+
+def test_another_student_takes_the_policy_for_long_rows_along_only_to_the_same_kind() -> None:
+    configured = ModelConfig(model=f"vllm:m@{HERE}", too_long="cut")
+    assert settings_of(configured, "vllm:other@http://127.0.0.1:2/v1").too_long == "cut"
+    assert settings_of(configured, f"openai:m@{HERE}").too_long == "fail"
+
+
 # --- thinking -------------------------------------------------------------------------------------
 
 
 def test_settings_for_thinking_that_a_model_does_not_take(tmp_path: Path) -> None:
     wrong: list[tuple[str, Any, str]] = [
-        ("local:", "low", "^local:: takes no `thinking`; that is for gemini: and openai: models"),
+        ("local:", "low", "^local:: takes no `thinking`; that is for gemini:, openai: and vllm: models"),
         ("local:", 100, "takes no `thinking`"),
         (f"openai:m@{HERE}", 100, f"^openai:m@{HERE}: takes a level for `thinking`"),
         (f"openai:m@{HERE}", 0, r"takes a level for `thinking` \(minimal, low, medium or high\), no number"),

@@ -12,12 +12,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from adapters.addresses import RemoteAddress
 from adapters.serving.causes import cause_of_end, last_line
 from adapters.serving.command import (
     GPU_BATCHED_TOKENS,
@@ -28,8 +30,8 @@ from adapters.serving.command import (
 )
 from adapters.serving.installation import Installation, find_vllm
 from adapters.serving.job import Job, model_context
-from adapters.serving.probing import Probe, ServerFacts
 from adapters.serving.server import GuardedServer, guarded, open_port, until_ready
+from adapters.vllm_servers import ServerFacts, VllmServers
 from engine.errors import ConfigError, ModelError
 from engine.prompt import CompiledPrompt
 from tests.conftest import ROOT
@@ -62,11 +64,15 @@ def options() -> ServeOptions:
     return ServeOptions("some/model", port=open_port("127.0.0.1", 0), served_model_name="student")
 
 
+def asking(url: str, name: str) -> VllmServers:
+    return VllmServers(RemoteAddress(name, (f"{url}/v1",)), api_key=None)
+
+
 def serving(
     tmp_path: Path,
     options: ServeOptions,
     manner: str,
-    test: Callable[[GuardedServer, Probe], Coroutine[Any, Any, None]],
+    test: Callable[[GuardedServer, VllmServers], Coroutine[Any, Any, None]],
     *,
     grace_s: float = 1.0,
 ) -> None:
@@ -77,10 +83,10 @@ def serving(
     async def run() -> None:
         environment = {**os.environ, "FAKE_VLLM": manner}
         async with (
-            Probe(options.base_url, options.name, None) as probe,
+            aclosing(asking(options.base_url, options.name)) as asked,
             guarded(command, environment, tmp_path / "vllm.log", grace_s=grace_s) as server,
         ):
-            await test(server, probe)
+            await test(server, asked)
 
     asyncio.run(run())
 
@@ -318,17 +324,17 @@ def test_a_model_says_how_much_it_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "tokens", "said"),
     [
-        (ServerFacts(8192, 16, True, 4630), None),
-        (ServerFacts(None, None, None, None), None),
-        (ServerFacts(8192, 528, True, 400), "whole blocks of 528 tokens, and the prompt has 400"),
-        (ServerFacts(8192, 16, False, 4630), "prefix cache is off"),
-        (ServerFacts(4096, 16, True, 4630), "no row fits"),
+        (ServerFacts(8192, 16, True), 4630, None),
+        (ServerFacts(), None, None),
+        (ServerFacts(8192, 528, True), 400, "whole blocks of 528 tokens, and the prompt has 400"),
+        (ServerFacts(8192, 16, False), 4630, "prefix cache is off"),
+        (ServerFacts(4096, 16, True), 4630, "no row fits"),
     ],
 )
-def test_what_will_go_wrong_is_said(facts: ServerFacts, said: str | None) -> None:
-    findings = Job.of(PROMPT).findings(facts)
+def test_what_will_go_wrong_is_said(facts: ServerFacts, tokens: int | None, said: str | None) -> None:
+    findings = Job.of(PROMPT).findings(facts, tokens)
     assert len(findings) == (said is not None)
     assert said is None or said in findings[0]
 
@@ -355,12 +361,10 @@ def test_a_port_in_use_is_seen_even_where_it_could_be_shared() -> None:
 def test_it_is_waited_for_and_asked_what_it_is(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
     told: list[str] = []
 
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, lambda _, line: told.append(line))
-        facts = await probe.facts(Job.of(PROMPT).messages)
-        assert facts == ServerFacts(fake_vllm.CONTEXT, fake_vllm.BLOCK, True, facts.prompt_tokens)
-        assert facts.prompt_tokens
-        assert (await probe.facts(())).prompt_tokens is None
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, lambda _, line: told.append(line))
+        assert await asked.facts(asked.bases[0]) == ServerFacts(fake_vllm.CONTEXT, fake_vllm.BLOCK, True)
+        assert await asked.token_ids(asked.bases[0], Job.of(PROMPT).messages)
         assert len(pids.alive()) == 1
 
     (tmp_path / "vllm.log").write_text("of the run before")
@@ -372,17 +376,17 @@ def test_it_is_waited_for_and_asked_what_it_is(tmp_path: Path, pids: Pids, optio
 
 
 def test_another_model_on_the_port_is_not_ours(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, quiet)
-        async with Probe(options.base_url, "another", None) as other:
-            assert not await other.ready()
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, quiet)
+        async with aclosing(asking(options.base_url, "another")) as other:
+            assert not await other.ready(other.bases[0])
 
     serving(tmp_path, options, "", test)
 
 
 def test_orphans_end_with_it(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, quiet)
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, quiet)
         assert len(pids.alive()) == 2
 
     serving(tmp_path, options, "orphan", test)
@@ -390,8 +394,8 @@ def test_orphans_end_with_it(tmp_path: Path, pids: Pids, options: ServeOptions) 
 
 
 def test_a_stubborn_one_is_killed_after_the_grace(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, quiet)
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, quiet)
         server.terminate()
         assert await server.ended() == 128 + signal.SIGKILL
 
@@ -400,8 +404,8 @@ def test_a_stubborn_one_is_killed_after_the_grace(tmp_path: Path, pids: Pids, op
 
 
 def test_a_kill_does_not_wait(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, quiet)
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, quiet)
         server.terminate()
         assert not await server.ends_within(0.2)
         server.kill()
@@ -412,8 +416,8 @@ def test_a_kill_does_not_wait(tmp_path: Path, pids: Pids, options: ServeOptions)
 
 
 def test_the_end_while_loading_has_its_cause(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert not await until_ready(server, probe, quiet)
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert not await until_ready(server, asked, quiet)
         failure = str(await server.failure())
         assert "exit code 1: out of GPU memory" in failure
         assert str(tmp_path / "vllm.log") in failure
@@ -441,8 +445,8 @@ async def run_into(log: Path) -> None:
 
 
 def test_a_killed_guard_leaves_nothing(tmp_path: Path, pids: Pids, options: ServeOptions) -> None:
-    async def test(server: GuardedServer, probe: Probe) -> None:
-        assert await until_ready(server, probe, quiet)
+    async def test(server: GuardedServer, asked: VllmServers) -> None:
+        assert await until_ready(server, asked, quiet)
         os.kill(psutil.Process(pids.noted[0]).ppid(), signal.SIGKILL)
         assert await server.ended() == 128 + signal.SIGKILL
         assert "killed by signal 9" in str(await server.failure())

@@ -41,6 +41,7 @@ def test_the_names_of_the_engine() -> None:
         "compile_prompt_sync",
         "evaluate",
         "evaluate_sync",
+        "load_calibration",
         "load_config",
         "load_prompt",
         "sweep",

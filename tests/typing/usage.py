@@ -21,6 +21,7 @@ from engine import (
     StopSignal,
     SweepResult,
 )
+from engine.confidence import Calibration
 from engine.config import ModelConfig
 from engine.errors import BudgetError, ConfigError, DataError, ModelError, RunError
 from engine.events import Event, Notice, StageProgress
@@ -98,7 +99,11 @@ async def compile_evaluate_classify(folder: Path) -> None:
         assert_type(prompt, CompiledPrompt)
         assert_type(prompt.text, str)
         assert_type(prompt.all_instructions(), tuple[Instruction, ...])
-        done = await engine.classify(prompt, student, [folder / "a.parquet"], folder / "out", id="id")
+        calibration = engine.load_calibration(folder / "run")
+        assert_type(calibration, Calibration | None)
+        done = await engine.classify(
+            prompt, student, [folder / "a.parquet"], folder / "out", id="id", calibration=calibration
+        )
         assert_type(done, ClassifyResult)
         assert_type(done.rows, int)
     except (ConfigError, DataError, RunError, ModelError, BudgetError) as exc:

@@ -104,8 +104,13 @@ class Server:
 
     @property
     def address(self) -> str:
-        """As it stands in a configuration."""
+        """As it stands in a configuration, for any server of OpenAI's API."""
         return f"openai:{MODEL}@{self.base}"
+
+    @property
+    def vllm_address(self) -> str:
+        """The same, for what it is."""
+        return f"vllm:{MODEL}@{self.base}"
 
     def metric(self, name: str) -> float:
         """A counter of its /metrics, over all engines."""
@@ -116,10 +121,13 @@ class Server:
 
 
 @contextmanager
-def serving(environment: Environment, model: Path, log: Path) -> Iterator[Server]:
-    """A server of `model`, ready. Raises `AssertionError` with the end of its log where it never is."""
-    port = free_port()
-    options = ("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, *ENGINE)
+def serving(
+    environment: Environment, model: Path, log: Path, *flags: str, port: int | None = None
+) -> Iterator[Server]:
+    """A server of `model`, ready, with further flags, at that port or a free one. Raises `AssertionError`
+    with the end of its log where it never is."""
+    port = port or free_port()
+    options = ("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, *ENGINE, *flags)
     with environment.started(log, "vllm", "serve", model, *options) as process:
         server = Server(port, log, process)
         _wait(server)

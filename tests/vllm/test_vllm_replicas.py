@@ -1,79 +1,125 @@
-"""Several vLLM servers of one model, and one that is killed at work."""
+"""Several vLLM servers of one model, and one that is killed at work and comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from adapters.addresses import parse_openai
+from adapters.addresses import parse_openai, parse_vllm
 from adapters.openai_compatible import OpenAICompatibleChat
+from adapters.vllm import VllmChat
+from engine.bulk import classify
 from engine.errors import ModelError
+from engine.prompt import CompiledPrompt
 from engine.scheduler import Scheduler
-from engine.types import Answer, Message, Request
+from engine.types import Answer, ChatOutcome, Message, Request
+from tests.support.bulk import read_out, write_ndjson
 from tests.vllm.serving import MODEL, Environment, Server, serving
 
 pytestmark = pytest.mark.vllm
 
 LABELS = ("spam", "ok")
 SUCCESSES = "vllm:request_success_total"
+ROWS = 5_000
+KILLED_AFTER = ROWS // 2
+HELD_AFTER = ROWS * 4 // 5
 
 
-def rows(count: int) -> Iterator[Request]:
-    for number in range(count):
-        messages = (Message("system", "Decide."), Message("user", f"row {number}"))
-        yield Request(f"r{number}", messages, 32, choices=LABELS)
+class Held(VllmChat):
+    """A student that makes a call with each row, and keeps the last ones back until `go` is set."""
+
+    def __init__(self, address: str, on_row: Callable[[int], None]) -> None:
+        super().__init__(parse_vllm(address))
+        self.go = asyncio.Event()
+        self._on_row = on_row
+        self._asked = 0
+
+    async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
+        self._asked += 1
+        self._on_row(self._asked)
+        if self._asked > HELD_AFTER:
+            await self.go.wait()
+        return await super().complete(requests)
 
 
-async def answered(address: str, count: int, progress: Callable[[int], None]) -> int:
-    """Ask so many rows; how many were answered with a label. `progress` hears of each answer."""
-    model = OpenAICompatibleChat(parse_openai(address))
-    try:
-        lane = Scheduler(None).chat(model)
-        labelled = 0
-        async with lane.stream(rows(count), stage="test") as stream:
-            async for result in stream:
-                labelled += isinstance(result.outcome, Answer) and result.outcome.text in LABELS
-                progress(labelled)
-    finally:
-        await model.aclose()
-    return labelled
+def test_a_job_outlives_a_server_that_is_killed_and_uses_it_again_when_it_is_back(
+    environment: Environment, tiny_model: Path, server: Server, tmp_path: Path
+) -> None:
+    """Every row exactly once, and nobody lends a hand; who has only the dead server is told."""
+    texts = [f"row {number}: the bill is wrong" for number in range(ROWS)]
+    rows = write_ndjson(tmp_path / "rows.ndjson", texts)
+    prompt = CompiledPrompt("Sort the mail.", dict.fromkeys(LABELS, ""))
+    killed = asyncio.Event()
 
+    with ExitStack() as servers:
+        second = servers.enter_context(serving(environment, tiny_model, environment.scratch / "second.log"))
 
-def test_two_servers_and_one_is_killed(environment: Environment, tiny_model: Path, server: Server) -> None:
-    """Both are asked; when one dies at work, who has the other loses no row, who has not is told."""
-    with serving(environment, tiny_model, environment.scratch / "second.log") as second:
-        address = f"openai:{MODEL}@{server.base},{second.base}"
-        before = [one.metric(SUCCESSES) for one in (server, second)]
-        assert asyncio.run(answered(address, 64, lambda _: None)) == 64
-        shares = [one.metric(SUCCESSES) - was for one, was in zip((server, second), before, strict=True)]
-        assert sum(shares) == 64
-        assert min(shares) >= 16
-        reached = {"both": 0, "alone": 0}
-
-        def kill(who: str, labelled: int) -> None:
-            reached[who] = labelled
-            if min(reached.values()) >= 50 and second.process.poll() is None:
-                os.killpg(second.process.pid, signal.SIGKILL)
-                second.process.wait()
+        def again() -> Server:
+            log = environment.scratch / "again.log"
+            return servers.enter_context(serving(environment, tiny_model, log, port=second.port))
 
         async def check() -> None:
-            async with asyncio.TaskGroup() as group:
-                both = group.create_task(answered(address, 600, lambda n: kill("both", n)))
-                alone = group.create_task(stopped(second.address, 100_000, lambda n: kill("alone", n)))
-            assert both.result() == 600
+            reached = {"both": 0, "alone": 0}
+
+            def kill(who: str, count: int) -> None:
+                reached[who] = count
+                if reached["both"] >= KILLED_AFTER and reached["alone"] >= 50 and not killed.is_set():
+                    os.killpg(second.process.pid, signal.SIGKILL)
+                    second.process.wait()
+                    killed.set()
+
+            student = Held(f"vllm:{MODEL}@{server.base},{second.base}", lambda n: kill("both", n))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    job = group.create_task(classify(prompt, student, rows, tmp_path / "out"))
+                    alone = group.create_task(stopped(second.address, 100_000, lambda n: kill("alone", n)))
+                    await killed.wait()
+                    back = await asyncio.to_thread(again)
+                    student.go.set()
+            finally:
+                await student.aclose()
             assert "fails too often" in alone.result()
             assert "\n" not in alone.result()
+            result = job.result()
+            assert (result.rows, result.classified, result.failed) == (ROWS, ROWS, 0)
+            assert back.metric(SUCCESSES) >= 100, "the rows that were held went there too"
+            assert result.receipt is not None
+            assert result.receipt.servers == 2
 
         asyncio.run(check())
 
+    labelled, failures = read_out(tmp_path / "out")
+    assert failures.is_empty()
+    assert labelled["row"].sort().equals(pl.Series("row", range(ROWS), dtype=labelled["row"].dtype))
+    assert set(labelled["label"]) <= set(LABELS)
+
 
 async def stopped(address: str, count: int, progress: Callable[[int], None]) -> str:
-    """The error that a run over so many rows ends with."""
+    """The error that a run over so many rows ends with; `progress` hears of each answer."""
+
+    def requests() -> Iterator[Request]:
+        for number in range(count):
+            messages = (Message("system", "Decide."), Message("user", f"row {number}"))
+            yield Request(f"r{number}", messages, 32, choices=LABELS)
+
+    async def run() -> None:
+        model = OpenAICompatibleChat(parse_openai(address))
+        try:
+            labelled = 0
+            async with Scheduler(None).chat(model).stream(requests(), stage="test") as stream:
+                async for result in stream:
+                    labelled += isinstance(result.outcome, Answer) and result.outcome.text in LABELS
+                    progress(labelled)
+        finally:
+            await model.aclose()
+
     with pytest.raises(ModelError) as raised:
-        await answered(address, count, progress)
+        await run()
     return str(raised.value)

@@ -26,7 +26,7 @@ def pld(*arguments: str | Path) -> dict[str, Any]:
 
 
 def test_a_prompt_is_compiled_for_it_and_labels_every_row(server: Server, tmp_path: Path) -> None:
-    config = corpus.write(tmp_path, more=f'[student]\nmodel = "{server.address}"\n')
+    config = corpus.write(tmp_path, more=f'[student]\nmodel = "{server.vllm_address}"\n')
     config.write_text(config.read_text().replace("max_rounds = 3", "max_rounds = 1"))
     run = tmp_path / "runs" / "tickets"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -99,6 +100,31 @@ def test_classify_reads_each_format(folder: Path, tmp_path: Path, suffix: str) -
     assert sum(a == b for a, b in zip(gold, parts["label"], strict=True)) > 200
 
 
+def test_confidence_is_calibrated_where_the_run_says_how(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "runs" / "tickets", run)
+    pl.DataFrame(corpus.rows()).write_parquet(tmp_path / "rows.parquet")
+    document = json.loads((run / "calibration.json").read_bytes())
+    assert document["temperature"] is None, "60 rows do not show that it is too sure"
+    expected = {
+        "none": "confidence is not calibrated: on held-out rows",
+        "some": "confidence from 0 to 1, calibrated at temperature 2.5: ",
+        "gone": "confidence is not calibrated: the run has no calibration.json; compile again",
+    }
+    for name, words in expected.items():
+        if name == "some":
+            (run / "calibration.json").write_text(json.dumps(document | {"temperature": 2.5, "reason": ""}))
+        elif name == "gone":
+            (run / "calibration.json").unlink()
+        found = pld("classify", run, tmp_path / "rows.parquet", "-o", tmp_path / name)
+        assert found.exit_code == 0, found.stderr
+        assert words in found.stdout + found.stderr
+        assert found.stderr.count("confidence is not calibrated") == (name != "some")
+    evaluated = pld("evaluate", folder / "runs" / "tickets")
+    assert "confidence: expected calibration error 0." in evaluated.stdout
+    assert "; not calibrated: on held-out rows" in evaluated.stdout
+
+
 def test_classify_keeps_columns_and_sets_unsure_rows_aside(folder: Path, tmp_path: Path) -> None:
     frame = pl.DataFrame(corpus.rows()).with_row_index("number")
     frame.write_parquet(tmp_path / "rows.parquet")
@@ -107,7 +133,7 @@ def test_classify_keeps_columns_and_sets_unsure_rows_aside(folder: Path, tmp_pat
     found = pld(*arguments)
     assert found.exit_code == 0, found.stderr
     assert "to review" in found.stdout
-    assert "confidence from 0 to 1:" in found.stdout
+    assert "confidence from 0 to 1, as the student tells it: " in found.stdout
     document = json.loads(pld(*arguments, "--json").stdout)
     parts = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
     review = pl.read_parquet(tmp_path / "out" / "review-*.parquet")

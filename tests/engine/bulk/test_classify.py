@@ -45,6 +45,7 @@ SCHEMA = {
     "label": pl.String,
     "confidence": pl.Float32,
     "margin": pl.Float32,
+    "cut": pl.Int32,
     "prompt_sha256": pl.String,
     "model": pl.String,
 }
@@ -241,7 +242,7 @@ def test_a_finished_job_does_nothing_and_tells_the_same(tmp_path: Path, rows: Pa
         ({"prompt": replace(PROMPT, description="Something else.")}, "another prompt"),
         ({"student": Student(name="other")}, "another model: student, not other"),
         ({"text": "id"}, "another text column: text, not id"),
-        ({"id": "id"}, "another id column: None, not id"),
+        ({"id": "id"}, "another id column: none, not id"),
         ({"part_rows": 7}, "another rows per part: 50000, not 7"),
         ({"inputs": "more.ndjson"}, "another input files"),
     ],

@@ -24,7 +24,10 @@ from engine.stopping import StopSignal
 from tests.support.bulk import PROMPT, Student, expected, files_of, read_out, write_ndjson
 
 TEXTS = [f"comment {n % 100}" if n % 3 else f"refuse {n % 9}" for n in range(240)]
-ENTRIES = [(0, single(0.7), single(0.2)), (91, math.nan, math.nan), ("refused", "why"), ("malformed", "")]
+ENTRIES = [
+    *((0, single(0.7), single(0.2), 0), (91, math.nan, math.nan, 2**31 - 1)),
+    *(("refused", "why"), ("malformed", "")),
+]
 
 
 def run(path: Path, out: Path, student: Student | None = None, **options: Any) -> ClassifyResult:

@@ -65,6 +65,7 @@ def test_leaves_every_artifact(tmp_path: Path) -> None:
         "prompt.md",
         "prompt.json",
         "failures.parquet",
+        "calibration.json",
         "local.json",
     } <= names
     assert (result.run / "prompt.md").read_text() == result.prompt.text
