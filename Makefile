@@ -38,10 +38,12 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 # --no-deps: the lock leaves out what a plain install brings and a CPU has no use for
-$(VLLM_STAMP): tests/vllm/requirements.lock tests/vllm/name_vllm.py
+# pld beside it, for vLLM in its own process: what it needs is there, or is added
+$(VLLM_STAMP): pyproject.toml tests/vllm/requirements.lock tests/vllm/name_vllm.py
 	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install -q --no-deps -r tests/vllm/requirements.lock
 	$(VLLM_VENV)/bin/python tests/vllm/name_vllm.py
+	$(VLLM_VENV)/bin/pip install -q -e .
 	touch $(VLLM_STAMP)
 
 clean:

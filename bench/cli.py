@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -10,8 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import bulk, bulk_kills, clustering, journals, quality, scheduler
+from adapters.cli.running import errors_as_one_line
+from adapters.serving.installation import find_vllm
+from bench import bulk, bulk_kills, clustering, journals, quality, scheduler, student
 from bench.environment import data_folder, environment
+from engine.store.compiled import load_prompt
 
 app = typer.Typer(help="Side-by-side figures on this machine.", no_args_is_help=True)
 
@@ -123,6 +127,46 @@ def scheduler_command(
         "memory": lambda: scheduler.measure_memory(stream),
     }
     _show_parts({part: measures[part]() for part in chosen}, as_json=as_json)
+
+
+@app.command("student")
+def student_command(
+    model: Annotated[str, typer.Argument(help="A folder with a model, or its name on the Hugging Face Hub.")],
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAGS", help="Flags for `vllm serve` itself.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="A compiled run whose prompt is measured; default: one of about 4,600 tokens."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of one run; some ways take a part of them.", min=20)] = 400,
+    repeats: Annotated[int, typer.Option(help="Runs of each way.", min=1)] = 5,
+    price: Annotated[float, typer.Option(help="US dollars for an hour of the machine.", min=0)] = 1.0,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(envvar="PLD_VLLM", help="The vllm program, or its environment; default: that on PATH."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Serve a model with vLLM and ask it in several ways: what a prompt costs, and what its cache saves.
+
+    Zero-shot, compiled prompt, chain of thought; then the compiled prompt with the prefix cache off.
+    `to_uncached` is requests per second to those of that last one. Rows are made up, about 200 tokens each.
+
+    Example: pld bench student Qwen/Qwen3-4B --run runs/tweets --price 2.5 -- --max-model-len 16384
+    """
+    with errors_as_one_line("the server is gone"):
+        setting = student.Setting(
+            model=model,
+            vllm=find_vllm(vllm),
+            prompt=None if run is None else load_prompt(run),
+            rows=rows,
+            repeats=repeats,
+            price_usd=price,
+            flags=tuple(extra or ()),
+        )
+        found = student.measure_student(setting)
+        _show(found, {"vllm": setting.vllm.version} if as_json else {}, as_json=as_json)
 
 
 _CLUSTERING_PARTS = ("speed", "grid", "curve", "backends", "approximate")

@@ -1,0 +1,5 @@
+"""A student behind a real vLLM server: what prompts, their cache and chains of thought cost."""
+
+from bench.student.measuring import Setting, measure_student
+
+__all__ = ["Setting", "measure_student"]
