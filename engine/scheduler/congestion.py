@@ -33,8 +33,8 @@ _SHORTEST_S = 1e-4
 class Congestion:
     """A number of requests in flight, between a fraction of one and `cap`.
 
-    - Slow start: from an eighth of the cap, one more for each answer, so it doubles in a round trip, while
-      half of it is in use.
+    - Slow start: from `start` (None: an eighth of the cap, or 16), one more for each answer, so it doubles in
+      a round trip, while half of it is in use.
     - A refusal cuts it, once per episode and cooldown, by the share that was refused of what came back in the
       last seconds, refusals of requests that were already under way included: a burst that a stall of either
       side has made costs a few percent. It is at least a twentieth, or half the share of the time that pauses
@@ -46,14 +46,17 @@ class Congestion:
       latency; below two requests in flight that pace alone is the limit.
     """
 
-    def __init__(self, cap: int, *, adaptive: bool = True) -> None:
+    def __init__(self, cap: int, *, adaptive: bool = True, start: int | None = None) -> None:
         self.cap = cap
         self.pacer = Pacer(burst_s=_BURST_S)
         self.limit = cap
         """How many requests may be in flight now; at least one."""
         self.settled = False
         """Whether an answer changes nothing: no refusal yet, and the cap is reached."""
-        self._limit = float(min(cap, max(_START, cap // _START_SHARE)) if adaptive else cap)
+        self.unpaced = True
+        """Whether requests may go as fast as slots get free: no refusal yet."""
+        first = max(_START, cap // _START_SHARE) if start is None else start
+        self._limit = float(min(cap, first) if adaptive else cap)
         self._ceiling = math.inf
         self._refusals = 0
         self._answers = 0
@@ -177,7 +180,8 @@ class Congestion:
 
     def _changed(self) -> None:
         self.limit = max(1, min(self.cap, math.ceil(self._limit - 1e-9)))
-        self.settled = self._refusals == 0 and self._limit >= self.cap
+        self.unpaced = self._refusals == 0
+        self.settled = self.unpaced and self._limit >= self.cap
         if self._refusals and self._pace_latency_s > 0.0:
             headroom = _PACE if self._limit >= 2.0 else 1.0
             self.pacer.rate_per_s = headroom * self._limit / self._pace_latency_s

@@ -95,10 +95,10 @@ class Dispatcher(Generic[QuestionT, ReplyT]):
     def _next(self) -> list[Job[QuestionT, ReplyT]] | None:
         """What a worker may send at once, if anything."""
         lane = self._lane
-        if lane.batch == 1 and lane.congestion.settled and self._ready and not lane.gate.locked():
+        if lane.batch == 1 and lane.congestion.unpaced and self._ready and not lane.gate.locked():
             now = self._clock.monotonic()
             if (
-                lane.in_flight < lane.concurrency
+                lane.in_flight < lane.congestion.limit
                 and lane.open < lane.max_open
                 and lane.pause.until <= now
                 and not (self._retries and self._retries[0][0] <= now)

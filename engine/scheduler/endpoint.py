@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from engine.ports import FREE, ChatModel, Embedder, Price, Remarking
+from engine.ports import FREE, ChatModel, Embedder, Gauged, Price, Remarking
 from engine.scheduler.codec import decode_answer, decode_embedding, encode_answer, encode_embedding
 from engine.tokens import billed_texts, estimate_tokens, input_tokens, most_tokens
 from engine.types import Answer, AttemptFailure, Embedding, EmbedRequest, Request, Usage
@@ -60,6 +60,11 @@ class Endpoint(ABC, Generic[QuestionT, ReplyT]):
         """What the model has to say of its answers so far."""
         return ()
 
+    @property
+    def gauged(self) -> Gauged | None:
+        """The model itself, where its servers say how busy they are."""
+        return None
+
     @abstractmethod
     def encode(self, answer: ReplyT) -> bytes: ...
 
@@ -102,11 +107,18 @@ class ChatEndpoint(Endpoint[Request, Answer]):
             max_input_tokens=model.max_input_tokens,
         )
         self._remarking = model if isinstance(model, Remarking) else None
+        # in process, the batch is the model's own affair
+        self._gauged = model if isinstance(model, Gauged) and model.max_batch == 1 else None
 
     @property
     def remarks(self) -> Sequence[str]:
         """See `engine.ports.Remarking`."""
         return () if self._remarking is None else self._remarking.remarks
+
+    @property
+    def gauged(self) -> Gauged | None:
+        """See `engine.ports.Gauged`."""
+        return self._gauged
 
     def encode(self, answer: Answer) -> bytes:
         return encode_answer(answer)

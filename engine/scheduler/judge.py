@@ -59,8 +59,10 @@ class Judge(Generic[QuestionT, ReplyT]):
             lane.retries_left.answered()
             if not lane.congestion.settled:
                 now = self._clock.monotonic()
+                before = lane.congestion.limit
                 lane.congestion.answered(now, now - job.sent_at, in_flight)
-                self._dispatcher.wake.set()
+                if lane.congestion.limit > before:  # else the worker that has it now is the one to go on
+                    self._dispatcher.wake.set()
         kept = self._probation.filter(finished)
         self._stream.committer.add(kept, more_to_come=self._dispatcher.in_flight > 0)
         if hopeless is not None:
@@ -116,6 +118,7 @@ class Judge(Generic[QuestionT, ReplyT]):
             return None
         elapsed = self._clock.monotonic() - job.first_sent_at
         delay = self._policy.delay_s(job.attempts, elapsed, failed.retry, self._stream.scheduler.rng)
+        self._lane.retries_left.widen(self._policy.max_attempts * self._lane.congestion.limit)
         if delay is not None and not self._lane.retries_left.take():
             raise ModelError(
                 f"{self._lane.name} fails too often: {self._lane.retries_left.spent} attempts had to be "

@@ -14,6 +14,7 @@ from engine.scheduler.deadlines import Deadlines
 from engine.scheduler.endpoint import Endpoint, QuestionT, ReplyT
 from engine.scheduler.job import Job
 from engine.scheduler.limits import Limits, RateLimiter
+from engine.scheduler.queueing import Queueing
 from engine.scheduler.retry import Pause, RetryBudget
 from engine.scheduler.sizes import Sizes
 from engine.scheduler.stream import Stream
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_CONCURRENCY = 64
 _LEAST_RETRIES = 100
+_LOOK_S = 0.5
+_LOOK_TIMEOUT_S = 2.0
 
 
 class Lane(Generic[QuestionT, ReplyT]):
@@ -35,14 +38,22 @@ class Lane(Generic[QuestionT, ReplyT]):
     def __init__(self, scheduler: Scheduler, endpoint: Endpoint[QuestionT, ReplyT], limits: Limits) -> None:
         self.scheduler = scheduler
         self.model = endpoint
-        self.concurrency = limits.concurrency or max(_DEFAULT_CONCURRENCY, endpoint.max_batch)
+        gauged = endpoint.gauged
+        most = _DEFAULT_CONCURRENCY if gauged is None else gauged.most_in_flight
+        self.concurrency = limits.concurrency or max(most, endpoint.max_batch)
         if endpoint.max_batch == 1 or limits.concurrency is None:
             self.workers = self.concurrency if endpoint.max_batch == 1 else 1
         else:
             self.workers = -(-self.concurrency // endpoint.max_batch)
         self.batch = min(endpoint.max_batch, -(-self.concurrency // self.workers))
-        # an in-process model is as fast as its CPU: there is nothing to find out
-        self.congestion = Congestion(self.concurrency, adaptive=endpoint.max_batch == 1)
+        self.congestion: Congestion | Queueing
+        if gauged is not None:
+            self.congestion = Queueing(self.concurrency, start=limits.start)
+        else:
+            # an in-process model is as fast as its CPU: there is nothing to find out
+            adaptive = endpoint.max_batch == 1
+            self.congestion = Congestion(self.concurrency, adaptive=adaptive, start=limits.start)
+        self._watching = asyncio.Lock()
         deadline = limits.timeout_s or scheduler.policy.attempt_deadline_s
         self.deadlines = Deadlines(deadline) if deadline and endpoint.max_batch == 1 else None
         self.limits = limits
@@ -50,7 +61,9 @@ class Lane(Generic[QuestionT, ReplyT]):
         self.gate = asyncio.Lock()  # one dispatcher at a time waits for the limiter
         self.pause = Pause(scheduler.policy, scheduler.clock)
         self.max_open = self.concurrency + scheduler.max_uncommitted
-        first_round = scheduler.policy.max_attempts * self.concurrency
+        # more of them once more slots than these are in use: a cap may be far above what is ever in flight
+        slots = self.concurrency if gauged is None else min(self.concurrency, _DEFAULT_CONCURRENCY)
+        first_round = scheduler.policy.max_attempts * slots
         self.retries_left = RetryBudget(scheduler.policy.retry_share, max(_LEAST_RETRIES, first_round))
         self.sizes = Sizes()
         self.rates = Rates()
@@ -97,6 +110,25 @@ class Lane(Generic[QuestionT, ReplyT]):
         stream.report_end(failed=failure is not None)
         if failure is not None:
             raise failure
+
+    async def watch(self) -> None:
+        """Look at the model's servers now and then, where they say how busy they are; to be cancelled.
+
+        One task of the lane does, whatever the number of its streams.
+        """
+        gauged, congestion, clock = self.model.gauged, self.congestion, self.scheduler.clock
+        if gauged is None or not isinstance(congestion, Queueing):
+            return
+        async with self._watching:
+            while True:
+                await clock.sleep(_LOOK_S)
+                if self.in_flight:
+                    try:
+                        async with asyncio.timeout(_LOOK_TIMEOUT_S):
+                            load = await gauged.load()
+                    except TimeoutError:
+                        load = None
+                    congestion.loaded(load)
 
     def need(self, job: Job[QuestionT, ReplyT]) -> Reservation:
         """What the limiter has to set aside for one attempt at a request."""

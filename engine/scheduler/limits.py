@@ -15,8 +15,11 @@ _TICK_S = 1e-6  # so that no sleep ends a rounding error before what it waits fo
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model may be asked at most; None: no limit (concurrency: 64, or one batch of the model).
+    """What a model may be asked at most; None: no limit (concurrency: 64, or one batch of the model, or what
+    a `Gauged` model says).
 
+    How many requests are best in flight is found out below `concurrency`, from `start` on (None: 16, or an
+    eighth of `concurrency` where a server refuses what is too much).
     `concurrency` counts requests in flight, whatever the size of a batch, and so does `requests_per_minute`:
     providers bill a batch of texts by the text. `timeout_s` bounds one attempt from the moment it is sent
     (None: what the scheduler's policy says).
@@ -26,9 +29,10 @@ class Limits:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     timeout_s: float | None = None
+    start: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "requests_per_minute", "tokens_per_minute"):
+        for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "start"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")

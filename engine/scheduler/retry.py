@@ -90,9 +90,17 @@ class RetryBudget:
 
     def __init__(self, share: float, first: int) -> None:
         self._share = share
+        self._first = first
         self._left = float(first)
         self._most = 4.0 * first
         self.spent = 0
+
+    def widen(self, first: int) -> None:
+        """More slots are in use than before: `first` for these, where that is more."""
+        if first > self._first:
+            self._left += first - self._first
+            self._most = 4.0 * first
+            self._first = first
 
     def answered(self) -> None:
         """An answer came: that much more may be repeated."""

@@ -121,6 +121,7 @@ class Stream(Generic[QuestionT, ReplyT]):
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(self.dispatcher.work()) for _ in range(self.lane.workers)]
                 committing = group.create_task(self.committer.run())
+                watching = group.create_task(self.lane.watch())
                 self._sending = [
                     group.create_task(self.feeder.run()),
                     group.create_task(self.dispatcher.run()),
@@ -131,6 +132,7 @@ class Stream(Generic[QuestionT, ReplyT]):
                 await self.dispatcher.finish(workers)
                 self.committer.seal()
                 await asyncio.wait([committing])
+                watching.cancel()
         finally:
             await self.committer.save_the_rest()
 
