@@ -142,6 +142,9 @@ def student_command(
     rows: Annotated[int, typer.Option(help="Rows of one run; some ways take a part of them.", min=20)] = 400,
     repeats: Annotated[int, typer.Option(help="Runs of each way.", min=1)] = 5,
     price: Annotated[float, typer.Option(help="US dollars for an hour of the machine.", min=0)] = 1.0,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help=f"Of {', '.join(student.PARTS)}; default: all.")
+    ] = None,
     vllm: Annotated[
         Path | None,
         typer.Option(envvar="PLD_VLLM", help="The vllm program, or its environment; default: that on PATH."),
@@ -150,8 +153,10 @@ def student_command(
 ) -> None:
     """Serve a model with vLLM and ask it in several ways: what a prompt costs, and what its cache saves.
 
-    Zero-shot, compiled prompt, chain of thought; then the compiled prompt with the prefix cache off.
-    `to_uncached` is requests per second to those of that last one. Rows are made up, about 200 tokens each.
+    `ways`: zero-shot, compiled prompt, chain of thought; then the compiled prompt with the prefix cache off.
+    `to_uncached` is requests per second to those of that last one. `concurrency`: closed loops with fixed
+    numbers of requests in flight, and how near pld comes to the best of them from a bad start, in a minute.
+    Rows are made up, about 200 tokens each.
 
     Example: pld bench student Qwen/Qwen3-4B --run runs/tweets --price 2.5 -- --max-model-len 16384
     """
@@ -163,10 +168,10 @@ def student_command(
             rows=rows,
             repeats=repeats,
             price_usd=price,
+            parts=tuple(_chosen(parts, student.PARTS)),
             flags=tuple(extra or ()),
         )
-        found = student.measure_student(setting)
-        _show(found, {"vllm": setting.vllm.version} if as_json else {}, as_json=as_json)
+        _show_parts(student.measure_student(setting), as_json=as_json)
 
 
 _CLUSTERING_PARTS = ("speed", "grid", "curve", "backends", "approximate")

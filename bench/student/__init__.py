@@ -1,5 +1,5 @@
 """A student behind a real vLLM server: what prompts, their cache and chains of thought cost."""
 
-from bench.student.measuring import Setting, measure_student
+from bench.student.measuring import PARTS, Setting, measure_student
 
-__all__ = ["Setting", "measure_student"]
+__all__ = ["PARTS", "Setting", "measure_student"]

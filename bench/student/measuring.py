@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adapters.addresses import parse_vllm
+from adapters.addresses import RemoteAddress, parse_vllm
 from adapters.serving.command import ServeOptions, added_variables, check_options, vllm_command
 from adapters.serving.installation import Installation
 from adapters.serving.server import guarded, open_port, until_ready
 from adapters.vllm import VllmChat
 from adapters.vllm_servers import VllmServers
+from bench.student.concurrency import measure_concurrency
 from bench.student.cpu import session_cpu_s
-from bench.student.made import Count, made_prompt, made_rows, words_of_a_row
+from bench.student.made import made_prompt, made_rows, words_of_a_row
 from engine.errors import ModelError
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Scheduler
@@ -36,6 +37,9 @@ _THINK = (
 )
 
 
+PARTS = ("ways", "concurrency")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is served and asked. `prompt` None: one that is made up; `price_usd` is that of an hour of the
@@ -48,6 +52,7 @@ class Setting:
     rows: int
     repeats: int
     price_usd: float
+    parts: tuple[str, ...] = PARTS
     flags: tuple[str, ...] = ()
 
 
@@ -63,17 +68,38 @@ class Way:
     """Of the rows: a chain of thought takes as long as many labels."""
 
 
-def measure_student(setting: Setting) -> list[dict[str, Any]]:
-    """A row for each way, with medians and spread over the repeats; latencies are those of all repeats.
+def measure_student(setting: Setting) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each part of `setting`.
 
-    `hit_rate` is the share of prompt tokens that came from the prefix cache, `server_cpu_ms` the server's CPU
-    time for a row, `usd_per_million` what a million rows cost at the price of an hour. Raises `ModelError`
-    where the server does not start.
+    `ways` has one for each way to ask, with medians and spread over the repeats; latencies are those of all
+    repeats. `hit_rate` is the share of prompt tokens that came from the prefix cache, `server_cpu_ms` the
+    server's CPU time for a row, `usd_per_million` what a million rows cost at the price of an hour. See
+    `measure_concurrency` for the other. Raises `ModelError` where the server does not start, or a row gets
+    no label.
     """
-    rows = asyncio.run(_measure(setting, _cached_ways, ()))
-    rows += asyncio.run(_measure(setting, _uncached_ways, ("--no-enable-prefix-caching",)))
-    base = rows[-1]["requests_per_s"]
-    return [{**row, "to_uncached": round(row["requests_per_s"] / base, 2)} for row in rows]
+    return asyncio.run(_measure(setting))
+
+
+async def _measure(setting: Setting) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    async with _served(setting, ()) as server:
+        if "ways" in setting.parts:
+            found["ways"] = await _ways(setting, server, _cached_ways(server.prompt))
+        if "concurrency" in setting.parts:
+            prompt = StudentPrompt(server.prompt)
+            texts = enumerate(made_rows(-1, server.words))
+            found["concurrency"] = await measure_concurrency(
+                lambda: VllmChat(server.address),
+                (prompt.request(str(number), text) for number, text in texts),
+                repeats=setting.repeats,
+            )
+    if "ways" in setting.parts:
+        async with _served(setting, ("--no-enable-prefix-caching",)) as server:
+            found["ways"] += await _ways(setting, server, _uncached_ways(server.prompt))
+        base = found["ways"][-1]["requests_per_s"]
+        for row in found["ways"]:
+            row["to_uncached"] = round(row["requests_per_s"] / base, 2)
+    return found
 
 
 def _cached_ways(prompt: CompiledPrompt) -> list[Way]:
@@ -99,27 +125,20 @@ def _thinking(prompt: StudentPrompt) -> Callable[[str, str], Request]:
     return request
 
 
-async def _measure(
-    setting: Setting, ways_of: Callable[[CompiledPrompt], Sequence[Way]], flags: Sequence[str]
-) -> list[dict[str, Any]]:
-    async with _served(setting, flags) as (base, session, count):
-        ways = ways_of(setting.prompt or await made_prompt(count))
-        words = await words_of_a_row(count)
-        runs: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
-        latencies: dict[str, list[float]] = {way.name: [] for way in ways}
-        for repeat in range(setting.repeats):
-            for number, way in enumerate(ways):
-                wanted = max(1, round(setting.rows * way.share))
-                texts = islice(made_rows(1000 * number + repeat, words), wanted)
-                runs[way.name].append(await _run(base, session, way, texts, latencies[way.name]))
+async def _ways(setting: Setting, server: _Server, ways: Sequence[Way]) -> list[dict[str, Any]]:
+    runs: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
+    latencies: dict[str, list[float]] = {way.name: [] for way in ways}
+    for repeat in range(setting.repeats):
+        for number, way in enumerate(ways):
+            wanted = max(1, round(setting.rows * way.share))
+            texts = islice(made_rows(1000 * number + repeat, server.words), wanted)
+            runs[way.name].append(await _run(server, way, texts, latencies[way.name]))
     return [_row(setting, way.name, runs[way.name], sorted(latencies[way.name])) for way in ways]
 
 
-async def _run(
-    base: str, session: int, way: Way, texts: Iterator[str], latencies: list[float]
-) -> dict[str, float]:
-    model = _Timed(base)
-    cpu = session_cpu_s(session)
+async def _run(server: _Server, way: Way, texts: Iterator[str], latencies: list[float]) -> dict[str, float]:
+    model = _Timed(server.address)
+    cpu = session_cpu_s(server.session)
     began = time.perf_counter()
     try:
         lane = Scheduler(None).chat(model)
@@ -144,15 +163,15 @@ async def _run(
         "requests_per_s": answered / seconds,
         "tokens_per_s": tokens / seconds,
         "hit_rate": 0.0 if hit_rate is None else hit_rate,
-        "server_cpu_ms": 1e3 * (session_cpu_s(session) - cpu) / answered,
+        "server_cpu_ms": 1e3 * (session_cpu_s(server.session) - cpu) / answered,
     }
 
 
 class _Timed(VllmChat):
     """The shipped adapter with a clock."""
 
-    def __init__(self, base: str) -> None:
-        super().__init__(parse_vllm(f"vllm:{_NAME}@{base}"))
+    def __init__(self, address: RemoteAddress) -> None:
+        super().__init__(address)
         self.latencies_s: list[float] = []
 
     async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
@@ -186,9 +205,19 @@ def _row(
     }
 
 
+@dataclass(frozen=True)
+class _Server:
+    """One that is ready: where it is, the session of its processes, the prompt that it is asked with, and how
+    many words make a row of about 200 of its tokens."""
+
+    address: RemoteAddress
+    session: int
+    prompt: CompiledPrompt
+    words: int
+
+
 @asynccontextmanager
-async def _served(setting: Setting, flags: Sequence[str]) -> AsyncIterator[tuple[str, int, Count]]:
-    """The base URL of a server that is ready, the number of its session, and how it counts tokens."""
+async def _served(setting: Setting, flags: Sequence[str]) -> AsyncIterator[_Server]:
     options = ServeOptions(
         model=setting.model,
         host=_HOST,
@@ -198,7 +227,8 @@ async def _served(setting: Setting, flags: Sequence[str]) -> AsyncIterator[tuple
     )
     check_options(options)
     base = f"{options.base_url}/v1"
-    asked = VllmServers(parse_vllm(f"vllm:{_NAME}@{base}"), api_key=None)
+    address = parse_vllm(f"vllm:{_NAME}@{base}")
+    asked = VllmServers(address, api_key=None)
 
     async def count(text: str) -> int:
         tokens = await asked.token_ids(base, [Message("user", text)])
@@ -213,6 +243,8 @@ async def _served(setting: Setting, flags: Sequence[str]) -> AsyncIterator[tuple
             try:
                 if not await until_ready(server, asked, lambda _seconds, _line: None):
                     raise await server.failure()
-                yield base, server.session, count
+                prompt = setting.prompt or await made_prompt(count)
+                words = await words_of_a_row(count)
             finally:
                 await asked.aclose()
+            yield _Server(address, server.session, prompt, words)

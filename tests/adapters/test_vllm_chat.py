@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from adapters.addresses import RemoteAddress
 from adapters.vllm import VllmChat
 from engine.errors import ModelError
 from engine.fences import fence
 from engine.ports import ChatModel, Gauged, Receipting, Remarking
-from engine.types import Answer, AttemptFailure, ChatOutcome, Message, Request
+from engine.types import Answer, AttemptFailure, ChatOutcome, Message, Request, rate_limited
 from tests.adapters.openai_server import Server
 from tests.adapters.responding import http, responding
 from tests.adapters.vllm_server import BLOCK, VllmServer
@@ -346,6 +348,13 @@ async def nobody() -> str:
         return server.base
 
 
+async def all_ready(model: VllmChat) -> None:
+    """Both servers are probed, and have answered a row."""
+    await outcome_of(model, row("one"))
+    await until(lambda: all(replica.ready for replica in model._replicas._all))
+    await outcome_of(model, row("another"))
+
+
 def test_rows_go_to_the_server_with_the_least_to_do() -> None:
     async def check() -> None:
         one, two = VllmServer(), VllmServer()
@@ -354,8 +363,8 @@ def test_rows_go_to_the_server_with_the_least_to_do() -> None:
             responding(two) as second,
             chat(first.base, second.base) as model,
         ):
-            await at_once(model, [row("one"), row("another")])
-            assert len(one.rows) == len(two.rows) == 1, "both are probed by then"
+            await all_ready(model)
+            assert len(one.rows) == len(two.rows) == 1
             await at_once(model, [row(str(n)) for n in range(38)])
             assert len(one.rows) == len(two.rows) == 20
             one.gate = asyncio.Event()
@@ -377,6 +386,9 @@ def test_rows_of_a_group_go_to_one_server() -> None:
             responding(two) as second,
             chat(first.base, second.base) as model,
         ):
+            await all_ready(model)
+            one.rows.clear()
+            two.rows.clear()
             for group in range(30):
                 for n in range(3):
                     await outcome_of(model, row(f"group {group} row {n}", group=f"g{group}"))
@@ -410,7 +422,7 @@ def test_several_prompts_keep_to_their_servers() -> None:
             responding(two) as second,
             chat(first.base, second.base) as model,
         ):
-            await outcome_of(model, row())
+            await all_ready(model)
             await at_once(model, [row(system=system) for system in systems for _ in range(3)])
             first_of = {body["messages"][0]["content"] for body in one.rows}
             second_of = {body["messages"][0]["content"] for body in two.rows}
@@ -448,6 +460,7 @@ def test_a_server_that_dies_costs_a_row_an_attempt_and_gets_no_more() -> None:
         async with responding(one) as first, AsyncExitStack() as living:
             second = await living.enter_async_context(responding(two))
             async with chat(first.base, second.base) as model:
+                await all_ready(model)
                 await at_once(model, [row(str(n)) for n in range(8)])
                 await living.aclose()
                 outcomes = [await outcome_of(model, row(str(n))) for n in range(10)]
@@ -471,6 +484,7 @@ def test_a_server_that_comes_back_is_probed_and_warmed_up_again() -> None:
             now = 100.0
             model._replicas._monotonic = lambda: now
             rows = [row(str(n)) for n in range(20)]
+            await all_ready(model)
             await at_once(model, rows)
             assert (len(one.probes), len(two.probes)) == (1, 1)
             two.restart()
@@ -481,9 +495,11 @@ def test_a_server_that_comes_back_is_probed_and_warmed_up_again() -> None:
                 now += waited
                 assert all(isinstance(outcome, Answer) for outcome in await at_once(model, rows))
                 assert len(two.rows) == before
+            await until(lambda: not model._replicas._probes)
             now += 6.0
             two.down = False
             await outcome_of(model, rows[0])
+            await until(lambda: model._replicas._all[1].ready)
             assert len(two.probes) == 2
             two.gate = asyncio.Event()
             asking = asyncio.ensure_future(at_once(model, rows))
@@ -512,6 +528,7 @@ def test_a_stranger_on_a_servers_port_is_left_alone() -> None:
             replicas[1].resting_until = 0.0
             outcomes = await at_once(model, [row(str(n)) for n in range(20)])
             assert all(isinstance(outcome, Answer) for outcome in outcomes)
+            await until(lambda: bool(model.remarks))
             assert not two.rows
             assert [line for line in model.remarks if "does not serve it, but 'other'" in line]
 
@@ -530,8 +547,13 @@ def test_requests_that_wait_for_a_probe_share_its_end() -> None:
             outcomes = await at_once(model, [row(str(n)) for n in range(50)])
             for outcome in outcomes:
                 assert isinstance(outcome, AttemptFailure)
-                assert outcome.retry.kind == "transient"
+                assert outcome.retry == rate_limited(5.0), "that it is away costs no row an attempt"
             assert len(server.asked) - asked <= 4, "one probe for all of them"
+            later = time.monotonic() + 601.0
+            model._replicas._monotonic = lambda: later
+            given_up = await outcome_of(model, row())
+            assert isinstance(given_up, AttemptFailure)
+            assert given_up.retry.kind == "transient", "but not for ever"
             script.down = False
             assert isinstance(await outcome_of(model, row()), Answer)
 
@@ -560,3 +582,163 @@ def test_a_request_that_is_cancelled_while_it_probes_leaves_that_to_the_next() -
             await asyncio.wait([first])
 
     run(check())
+
+
+class Stuck(VllmServer):
+    """A server that takes requests and, from `sticks()` on, answers none of them until it is `let_go`."""
+
+    let_go: asyncio.Event | None = None
+
+    def sticks(self) -> asyncio.Event:
+        self.let_go = asyncio.Event()
+        return self.let_go
+
+    def __call__(self, asked: Any) -> Any:
+        return self._nothing(self.let_go) if self.let_go else super().__call__(asked)
+
+    async def _nothing(self, let_go: asyncio.Event) -> None:
+        await let_go.wait()
+
+
+def test_no_row_waits_for_the_probe_of_another_server() -> None:
+    async def check() -> None:
+        one, two = VllmServer(), Stuck()
+        let_go = two.sticks()
+        async with responding(one) as first, responding(two) as second:
+            model = VllmChat(RemoteAddress("m", (second.base, first.base)))
+            outcomes = await at_once(model, [row(str(n)) for n in range(20)])
+            assert all(isinstance(outcome, Answer) for outcome in outcomes)
+            assert len(one.rows) == 20
+            assert len(second.asked) == 1, "its probe is still under way"
+            await model.aclose()
+            assert not model._replicas._probes
+            let_go.set()
+
+    run(check())
+
+
+def test_a_deadline_does_not_cut_a_probe_short() -> None:
+    async def check() -> None:
+        script, hold = VllmServer(), asyncio.Event()
+
+        async def slow(asked: Any) -> bytes | None:
+            await hold.wait()
+            said = script(asked)
+            return said if isinstance(said, bytes) or said is None else await said
+
+        async with responding(slow) as server, chat(server.base) as model:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(outcome_of(model, row()), 0.01)
+            hold.set()
+            assert isinstance(await outcome_of(model, row()), Answer)
+            assert len(script.probes) == 1
+
+    run(check())
+
+
+def test_a_server_that_only_fails_does_not_get_all_rows() -> None:
+    """One behind a gateway that says 502 at once always has the least in flight."""
+
+    class Broken(VllmServer):
+        broken = False
+
+        def __call__(self, asked: Any) -> Any:
+            return http(502) if self.broken else super().__call__(asked)
+
+    async def check() -> None:
+        one, two = VllmServer(), Broken()
+        async with (
+            responding(one) as first,
+            responding(two) as second,
+            chat(first.base, second.base) as model,
+        ):
+            await all_ready(model)
+            two.broken = True
+            outcomes = [await outcome_of(model, row(str(n))) for n in range(30)]
+            failures = [outcome for outcome in outcomes if isinstance(outcome, AttemptFailure)]
+            assert {failure.reason for failure in failures} == {"http_502"}
+            assert len(failures) == 5
+            assert [replica.ready for replica in model._replicas._all] == [True, False]
+
+    run(check())
+
+
+def test_a_server_that_hangs_is_left_alone_after_a_few_deadlines() -> None:
+    async def check() -> None:
+        one, two = VllmServer(), Stuck()
+        async with (
+            responding(one) as first,
+            responding(two) as second,
+            chat(first.base, second.base) as model,
+        ):
+            await all_ready(model)
+            await at_once(model, [row(str(n)) for n in range(8)])
+            let_go = two.sticks()
+            hung = model._replicas._all[1]
+            asking = [asyncio.ensure_future(outcome_of(model, row(str(n)))) for n in range(20)]
+            await until(lambda: sum(one.done() for one in asking) == 10)
+            assert hung.in_flight == 10
+            for one_of_them in asking:
+                one_of_them.cancel()
+            await asyncio.wait(asking)
+            assert not hung.ready
+            assert all(isinstance(one, Answer) for one in await at_once(model, [row("1"), row("2")]))
+            let_go.set()
+
+    run(check())
+
+
+def test_the_only_server_is_not_left_alone() -> None:
+    async def check() -> None:
+        script = VllmServer()
+        async with responding(script) as server, chat(server.base) as model:
+            await outcome_of(model, row())
+            (replica,) = model._replicas._all
+            for _ in range(50):
+                model._replicas.told(replica, alive=False)
+            assert replica.ready
+
+    run(check())
+
+
+def test_a_server_that_came_back_says_anew_how_much_it_holds() -> None:
+    async def check() -> None:
+        script = VllmServer(context=1000)
+        async with responding(script) as server, chat(server.base, too_long="cut") as model:
+            await outcome_of(model, row())
+            (replica,) = model._replicas._all
+            model._replicas.away(replica)
+            script.context = 500
+            outcome = await outcome_of(model, row("so it goes on " * 200))
+            assert isinstance(outcome, Answer)
+            assert outcome.cut_characters > 0
+            assert replica.context == 500
+
+    run(check())
+
+
+def test_a_job_goes_on_on_another_loop() -> None:
+    """Also where the first was left in the middle of a probe, or of a warm-up."""
+    script = Stuck()
+    model = VllmChat(RemoteAddress("m", ("http://127.0.0.1:9/v1",)))
+
+    async def check(*, sticks: bool) -> None:
+        script.let_go = None
+        let_go = script.sticks() if sticks else asyncio.Event()
+        async with responding(script) as server:
+            (replica,) = model._replicas._all
+            replica.server.base, replica.server.url = server.base, URL(f"{server.base}/chat/completions")
+            asking = asyncio.ensure_future(at_once(model, [row(str(n)) for n in range(5)]))
+            if not sticks:
+                assert all(isinstance(outcome, Answer) for outcome in await asking)
+                model._replicas.away(replica)
+                return
+            await until(lambda: len(server.asked) > 0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            let_go.set()
+
+    for sticks in (True, False, True, False):
+        run(check(sticks=sticks))
+    run(model.aclose())

@@ -107,6 +107,19 @@ def test_the_first_request_with_a_prefix_goes_ahead_of_its_batch(world: World) -
     assert names == [["a"], ["a"], ["b"], ["b"], ["c", "d"], ["e", "f"]]
 
 
+def test_beginnings_that_nothing_shares_go_all_at_once(world: World) -> None:
+    batch = [request(f"r{n}", system=Message("system", f"rules {n}")) for n in range(2000)]
+    student = model()
+
+    async def check() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(student.complete(batch[:1000]))
+            group.create_task(student.complete(batch[1000:]))
+
+    run(check())
+    assert [len(one) for one in world.batches] == [1000, 1000]
+
+
 @pytest.mark.parametrize("cold", [1, 2, 9])
 def test_a_prefix_that_is_kept_late_or_never_is_asked_three_times_at_most(world: World, cold: int) -> None:
     world.cold_requests = cold
@@ -212,6 +225,9 @@ def test_what_cannot_be_loaded_is_one_clear_line(world: World, monkeypatch: pyte
 
 
 def test_an_engine_that_fails_stops_the_job(world: World) -> None:
-    world.failure = RuntimeError("CUDA error: device-side assert triggered")
-    with pytest.raises(ModelError, match="its engine failed"):
+    world.failure = RuntimeError("CUDA error: device-side assert triggered by unmentionable row text")
+    with pytest.raises(ModelError, match=r"its engine failed: RuntimeError$"):
+        run(model().complete([request("a")]))
+    world.failure = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(ModelError, match="its engine failed: out of GPU memory"):
         run(model().complete([request("a")]))

@@ -101,6 +101,28 @@ def test_who_is_called_and_cancelled_at_once_passes_the_turn_on() -> None:
     run_virtual(check())
 
 
+def test_nobody_waits_longer_for_it_than_for_an_answer() -> None:
+    """A first request that takes for ever, or a few that take long, keep the others back for 20 s in all."""
+    for first in (1000.0, 15.0):
+        warm_up, went = WarmUp(), []
+
+        async def ask(seconds: float, warm_up: WarmUp = warm_up, went: list[float] = went) -> None:
+            alone = await warm_up.turn()
+            went.append(asyncio.get_running_loop().time() - 1000.0)
+            await asyncio.sleep(seconds)
+            if alone:
+                warm_up.give_back(False)
+
+        async def check(first: float = first) -> None:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(10):
+                    group.create_task(ask(first))
+
+        run_virtual(check())
+        assert went == [0.0, *([15.0] if first == 15.0 else []), *[20.0] * (9 if first == 1000.0 else 8)]
+        assert warm_up.over, "an answer that comes later closes nothing"
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.0, 0.5, 1.0, 3.0]),  # when it comes
