@@ -164,7 +164,7 @@ class HttpClient:
                 f"{at}: there is no such model or no such path; check the model's name (GET "
                 f"{reply.server.base}/models lists them) and the address, which usually ends in /v1"
             )
-        if status < 400 and not proven:
+        if (status < 400 or status in (405, 501)) and not proven:
             raise ModelError(f"{at}, no data: {_API_ITSELF}")
         after_s = retry_after_s(reply.headers)
         if status == 429 and after_s is None:
@@ -191,18 +191,21 @@ class HttpClient:
         return min(awake, key=lambda server: (server.in_flight, server.sent))
 
     async def _open(self) -> aiohttp.TCPConnector:
-        if self._connector is not None:
-            if self._loop is not None and not self._loop.is_closed():
-                raise RuntimeError(f"{self.what} is in use on another event loop")
-            await self._connector.close()
+        before = self._connector
+        if before is not None and self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError(f"{self.what} is in use on another event loop")
         self._loop = asyncio.get_running_loop()
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=300)
+        connector = self._connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=300
+        )
         for server in self._servers:
             server.target = ClientRequest("POST", server.url, loop=self._loop, headers=self._headers)
             lines = [f"POST {server.url.raw_path_qs} HTTP/1.1"]
             lines += [f"{k}: {v}" for k, v in server.target.headers.items() if k.lower() != "content-length"]
             server.head = "\r\n".join([*lines, "Content-Length: "]).encode()
-        return self._connector
+        if before is not None:  # only now: others come while it closes
+            await before.close()
+        return connector
 
     def _no_reply(self, server: Server, exc: Exception) -> AttemptFailure:
         what, hint, unreachable = transport_error(exc)

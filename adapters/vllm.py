@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -108,6 +109,7 @@ class VllmChat(OpenAICompatibleChat):
 
     async def aclose(self) -> None:
         """Close the connections. Calling it twice is harmless."""
+        await self._replicas.aclose()
         await super().aclose()
         await self._servers.aclose()
 
@@ -162,7 +164,15 @@ class VllmChat(OpenAICompatibleChat):
     async def _sent(self, fitted: Fitted, prefix: _Prefix, replica: Replica) -> ChatOutcome:
         request = fitted.request
         self._ledger.asked(time.monotonic())
-        outcome = await self._send(request, replica.server)
+        answers = replica.answers
+        try:
+            outcome = await self._send(request, replica.server)
+        except asyncio.CancelledError:
+            if replica.answers == answers:  # it has answered nobody since, and may hang
+                self._replicas.told(replica, alive=False)
+            raise
+        busy = isinstance(outcome, AttemptFailure) and outcome.retry.kind == "rate_limited"
+        self._replicas.told(replica, alive=_shows_life(outcome), busy=busy)
         if isinstance(outcome, Answer):
             now = time.monotonic()
             self._ledger.answered(prefix.digest, replica.base, request, outcome.usage, now)
@@ -191,8 +201,10 @@ class VllmChat(OpenAICompatibleChat):
             if outcome.retry.kind in _PASSING:
                 return outcome
             await self._check_served(base)
-        await self._ledger.begin(self._servers, base, request)
-        replica.context = (await self._servers.facts(base)).max_model_len
+        _, facts = await asyncio.gather(
+            self._ledger.begin(self._servers, base, request), self._servers.facts(base, anew=True)
+        )
+        replica.context = facts.max_model_len
         return None
 
     async def _check_served(self, base: str) -> None:
@@ -208,6 +220,11 @@ class VllmChat(OpenAICompatibleChat):
 def _prefix_of(messages: tuple[Message, ...]) -> _Prefix:
     text = b",".join(map(message_json, messages))
     return _Prefix(hashlib.sha256(text).digest(), len(text))
+
+
+def _shows_life(outcome: ChatOutcome) -> bool:
+    """Whether it is an answer, or a failure of the request and not of the server."""
+    return isinstance(outcome, Answer) or outcome.retry.kind == "no" or outcome.reason in _LEARNING
 
 
 def _is_warm(usage: Usage, prefix: _Prefix, request: Request) -> bool:

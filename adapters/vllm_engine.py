@@ -72,12 +72,16 @@ class Engine:
         self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *_client_errors())
         self._parameters = cache(self._new_parameters)
 
-    def token_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of messages as the chat template puts them, with the beginning of an answer."""
+    def token_ids(self, messages: Sequence[Message]) -> list[int] | None:
+        """The tokens of messages as the chat template puts them, with the beginning of an answer; None where
+        it does not take them: `chat` tells that of each request."""
         tokenizer = self._llm.get_tokenizer()
-        text = tokenizer.apply_chat_template(
-            [_conversation_part(one) for one in messages], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                [_conversation_part(one) for one in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # noqa: BLE001 - templates raise what they like
+            return None
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     def chat(self, requests: Sequence[Request]) -> list[ChatOutcome]:
@@ -99,7 +103,9 @@ class Engine:
             half = len(requests) // 2
             return [*self.chat(requests[:half]), *self.chat(requests[half:])]
         except Exception as exc:
-            raise ModelError(f"{self.name}: its engine failed: {_cause(exc)}") from exc
+            # what vLLM says of it may quote a row
+            cause = known_cause(_said(exc)) or type(exc).__name__
+            raise ModelError(f"{self.name}: its engine failed: {cause}") from exc
         return [_outcome(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def close(self) -> None:
@@ -131,7 +137,10 @@ class Engine:
 
 def _client_errors() -> tuple[type[Exception], ...]:
     """What newer versions raise for a request that they do not take."""
-    exceptions = importlib.import_module("vllm.exceptions")
+    try:
+        exceptions = importlib.import_module("vllm.exceptions")
+    except ImportError:
+        return ()
     found = getattr(exceptions, "VLLMClientError", None)
     return () if found is None else (found,)
 
@@ -174,12 +183,18 @@ def _token(one: Any) -> Mapping[str, Any]:
 
 def _cause(exc: BaseException) -> str:
     """Why a model was not loaded, in a line: what is known of it, else what vLLM said last."""
+    said = _said(exc)
+    advice = known_cause(said)
+    if advice is not None:
+        return f"{advice}; settings of vLLM go {_WIDER}"
+    return said[0][:300] if said else type(exc).__name__
+
+
+def _said(exc: BaseException) -> list[str]:
+    """The lines of an error and of those behind it."""
     said: list[str] = []
     at: BaseException | None = exc
     while at is not None:
         said += [line.strip() for line in str(at).splitlines() if line.strip()]
         at = at.__cause__ or at.__context__
-    advice = known_cause(said)
-    if advice is not None:
-        return f"{advice}; settings of vLLM go {_WIDER}"
-    return said[0][:300] if said else type(exc).__name__
+    return said

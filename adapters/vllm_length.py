@@ -131,5 +131,5 @@ def _beginning(messages: Sequence[Message], characters: int) -> tuple[Message, .
 
 def _most_tokens(messages: Sequence[Message]) -> int:
     """A bound on the tokens of a conversation: no tokenizer makes more of a text than its bytes."""
-    texts = [message.content.encode("utf-8", "replace") for message in messages]
+    texts = [message.content.encode("utf-8", "surrogatepass") for message in messages]
     return _AROUND + sum(len(text) + _AROUND_A_MESSAGE for text in texts)

@@ -11,9 +11,11 @@ import asyncio
 import hashlib
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 from adapters.offline_address import OfflineAddress
@@ -29,7 +31,7 @@ DEFAULT_MAX_INPUT_TOKENS = 32_000
 _BATCH = 1024
 _WARM_UPS = 3  # layers with a sliding window may take so many until they keep a prefix
 _MOST_REMEMBERED = 256
-_TEMPLATE_TOKENS = 256  # more than a chat template puts around a few messages
+_MARGIN = 64  # where a row meets the template, other tokens may come about
 _HERE = "this process"
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class VllmOffline:
     """A `ChatModel` in process: batches of up to 1,024 requests through `vllm.LLM.chat`.
 
     The answer to a request with choices is held to them, with the log-probabilities of its tokens, as behind
-    a server. The first request with a prefix goes ahead of its batch, so that the others find it cached.
+    a server. The first request with a prefix that others share goes ahead of its batch: they find it cached.
     A request that is too long for the model's context fails, or loses its middle (`too_long="cut"`).
 
     The first request raises `ModelError` where vLLM is not installed, or cannot load the model.
@@ -59,7 +61,8 @@ class VllmOffline:
         self._beside = _Beside(self)
         self._length = Length(self._beside, too_long)
         self._ledger = CacheLedger()
-        self._warm: dict[tuple[Message, ...], bytes] = {}
+        self._frames: dict[tuple[Message, ...], int | None] = {}
+        self._warm: dict[tuple[Message, ...], None] = {}  # the oldest first
         # one thread: the engine takes one caller at a time
         self._thread: ThreadPoolExecutor | None = None
 
@@ -88,18 +91,29 @@ class VllmOffline:
     async def _fitted(self, request: Request, context: int) -> Fitted | AttemptFailure:
         answer_tokens = request.max_output_tokens
         room = context - answer_tokens
+        *before, last = request.messages
+        frame = await self._frame_tokens((*before, Message(last.role, "")))
         # no tokenizer makes more tokens of a text than its bytes
-        most = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages)
-        if most + _TEMPLATE_TOKENS <= room:
+        if frame is None or frame + len(last.content.encode("utf-8", "surrogatepass")) + _MARGIN <= room:
             return Fitted(request)
-        if len(await self._beside.token_ids(_HERE, request.messages)) <= room:
+        counted = await self._beside.token_ids(_HERE, request.messages)
+        if counted is None or len(counted) <= room:
             return Fitted(request)
         return await self._length.refused(request, Room(_HERE, context, answer_tokens)) or Fitted(request)
+
+    async def _frame_tokens(self, messages: tuple[Message, ...]) -> int | None:
+        """The tokens of a request without its row: counted once, as it is most of what there is to count."""
+        if messages not in self._frames:
+            counted = await self._beside.token_ids(_HERE, messages)
+            if len(self._frames) >= _MOST_REMEMBERED:
+                del self._frames[next(iter(self._frames))]
+            self._frames[messages] = None if counted is None else len(counted)
+        return self._frames[messages]
 
     def _noted(self, fitted: Fitted, outcome: ChatOutcome) -> ChatOutcome:
         if not isinstance(outcome, Answer):
             return outcome
-        prefix = self._warm[fitted.request.messages[:-1]]
+        prefix = _digest(fitted.request.messages[:-1])
         self._ledger.answered(prefix, _HERE, fitted.request, outcome.usage, time.monotonic())
         return replace(outcome, cut_characters=fitted.cut_characters)
 
@@ -124,8 +138,10 @@ class VllmOffline:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _answers(self, engine: Engine, requests: Sequence[Request]) -> list[ChatOutcome]:
-        """The outcomes in order; a request whose prefix is not cached yet goes ahead of the rest."""
-        ahead = [n for n, request in enumerate(requests) if self._is_new(request.messages[:-1])]
+        """The outcomes in order; the first with a prefix that others share, and that is new, goes ahead."""
+        prefixes = [request.messages[:-1] for request in requests]
+        shared = Counter(prefixes)
+        ahead = [n for n, prefix in enumerate(prefixes) if shared[prefix] > 1 and self._is_new(prefix)]
         found = {n: _warmed(engine, requests[n]) for n in ahead}
         rest = [n for n in range(len(requests)) if n not in found]
         found.update(zip(rest, engine.chat([requests[n] for n in rest]), strict=True))
@@ -134,16 +150,21 @@ class VllmOffline:
     def _is_new(self, prefix: tuple[Message, ...]) -> bool:
         if prefix in self._warm:
             return False
-        self._warm[prefix] = hashlib.sha256(repr(prefix).encode("utf-8", "backslashreplace")).digest()
-        if len(self._warm) > _BATCH + _MOST_REMEMBERED:  # those of the batch in hand stay
+        self._warm[prefix] = None
+        if len(self._warm) > _MOST_REMEMBERED:
             del self._warm[next(iter(self._warm))]
         return True
 
     def _close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-            self._warm.clear()
+        engine, self._engine = self._engine, None
+        self._warm.clear()
+        if engine is not None:
+            engine.close()
+
+
+@lru_cache(maxsize=64)
+def _digest(prefix: tuple[Message, ...]) -> bytes:
+    return hashlib.sha256(repr(prefix).encode("utf-8", "backslashreplace")).digest()
 
 
 def _warmed(engine: Engine, request: Request) -> ChatOutcome:
@@ -172,5 +193,5 @@ class _Beside:
     async def counters(self, base: str) -> ServerCounters | None:  # noqa: ARG002
         return None
 
-    async def token_ids(self, base: str, messages: Sequence[Message]) -> list[int]:  # noqa: ARG002
+    async def token_ids(self, base: str, messages: Sequence[Message]) -> list[int] | None:  # noqa: ARG002
         return await self._model._with_engine(lambda engine: engine.token_ids(messages))

@@ -6,18 +6,24 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from adapters.http import Server
 from adapters.vllm_warmup import WarmUp
 from engine.errors import ModelError
-from engine.types import TRANSIENT, AttemptFailure, Request
+from engine.types import TRANSIENT, AttemptFailure, Request, rate_limited
 
 _REST_S = 5.0
 _REST_OF_A_STRANGER_S = 60.0
 _PROBE_S = 120.0
+_OUTAGE_S = 600.0  # time for a server to be started anew, a large model to be loaded
+_LOST = (
+    f"no server of the model answers any more: everything waits for one to come back, {_OUTAGE_S / 60:g} "
+    "minutes at most"
+)
 _MOST_PREFIXES = 256
+_FAILURES = 5  # in a row
 # how much more than the mean a server may have in flight for the sake of its cache
 _SPILL_SHARE, _SPILL = 1.25, 4
 
@@ -36,6 +42,8 @@ class Replica:
     resting_until: float = 0.0
     in_flight: int = 0
     sent: int = 0
+    answers: int = 0
+    failures: int = 0
     _warm_ups: OrderedDict[bytes, WarmUp] = field(default_factory=OrderedDict, repr=False)
 
     @property
@@ -56,6 +64,7 @@ class Replica:
     def is_back(self) -> None:
         """It has been probed: it may be another process than before, and its cache empty."""
         self.ready = True
+        self.failures = 0
         self._warm_ups.clear()
 
 
@@ -67,9 +76,14 @@ Probe = Callable[[Replica, Request], Awaitable[AttemptFailure | None]]
 class Replicas:
     """The servers of one model, each probed before its first request and whenever it was away.
 
-    A server that does not answer its probe rests for 5 s; the requests that would have gone there go to the
-    others meanwhile. One that is of no use (it serves another model) ends the run, unless others are at work:
-    then it is left alone for a minute, and `remarks` say so.
+    A probe is a task of its own: no request waits for one while another server is ready, and none cuts it
+    short with its own deadline. A server that does not answer its probe rests for 5 s; the requests that
+    would have gone there go to the others meanwhile. One that fails five times in a row is probed too: behind
+    a gateway it fails at once, and has the least in flight. One that is of no use (it serves another model)
+    ends the run, unless others are at work: then it is left alone for a minute, and `remarks` say so.
+
+    While the last of the servers is away, for ten minutes at most, everyone is asked to wait, which costs no
+    request an attempt: a server that is started anew takes minutes.
 
     Of those that are ready, the one with the least in flight is taken. Requests of one group, or with one
     prefix of several that are in use, prefer one server, by rendezvous hashing, for what it has in its cache:
@@ -84,26 +98,31 @@ class Replicas:
         self._probe = probe
         self._monotonic = monotonic
         self._prefixes: Counter[bytes] = Counter()
+        self._probes: set[asyncio.Task[None]] = set()
         self._probed = asyncio.Event()  # replaced each time: it is for those that wait now
+        self._error: ModelError | None = None  # of a probe, while no server is ready
+        self._fault: BaseException | None = None  # what no probe should raise
         self._failure = AttemptFailure("unreachable", "no server is up", TRANSIENT)
+        self._lost_at: float | None = None  # the last server that was ready
 
     async def take(self, request: Request, prefix: bytes) -> Replica | AttemptFailure:
         """The server for a request, to be given back; or why there is none. Raises as the probe does."""
         waited = False
         while True:
-            found = self._find()
-            if found is None and waited:
-                return self._failure
-            if found is None:
-                found = min(self._all, key=lambda one: one.resting_until)
-            if isinstance(found, Replica):
-                await self._ask(found, request)
-                waited = True
-            elif isinstance(found, asyncio.Event):
-                await found.wait()
-                waited = True
-            else:
-                return self._taken(found, request.group, prefix)
+            if self._fault is not None:
+                raise self._fault
+            ready = self._ready(request)
+            if ready:
+                return self._taken(ready, request.group, prefix)
+            if not self._probes:  # all rest
+                if waited:
+                    error, self._error = self._error, None
+                    if error is not None:
+                        raise error
+                    return self._nobody()
+                self._begin_probe(min(self._all, key=lambda one: one.resting_until), request)
+            await self._probed.wait()
+            waited = True
 
     def give_back(self, replica: Replica, prefix: bytes) -> None:
         """A request that was given the replica has ended."""
@@ -112,25 +131,54 @@ class Replicas:
         if not self._prefixes[prefix]:
             del self._prefixes[prefix]
 
+    def told(self, replica: Replica, *, alive: bool, busy: bool = False) -> None:
+        """A request has shown that the server is alive, or has failed for want of that; `busy`: it has asked
+        to wait."""
+        if alive:
+            replica.answers += 1
+            replica.failures = 0
+            return
+        replica.failures += 1
+        if replica.failures >= _FAILURES and replica.ready and not (busy and self._is_last(replica)):
+            self.away(replica)
+
     def away(self, replica: Replica) -> None:
-        """It cannot be reached: it is asked what it is before it gets another request."""
+        """It is asked what it is before it gets another request."""
+        now = self._monotonic()
+        if replica.ready and self._is_last(replica):
+            self._lost_at = now
+            if _LOST not in self.remarks:
+                self.remarks.append(_LOST)
         replica.ready = False
-        replica.resting_until = self._monotonic() + _REST_S
+        replica.resting_until = now + _REST_S
+
+    async def aclose(self) -> None:
+        """End the probes that are under way. Calling it twice is harmless."""
+        probes = tuple(self._probes)
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
 
     # --- choosing ---------------------------------------------------------------------------------
 
-    def _find(self) -> Sequence[Replica] | Replica | asyncio.Event | None:
-        """The servers that are ready, or one to be probed first, or what to wait for; None: all rest."""
-        if all(one.ready for one in self._all):
-            return self._all
-        now = self._monotonic()
-        for one in self._all:
-            if not one.ready and not one.probing and one.resting_until <= now:
-                return one
+    def _ready(self, request: Request) -> Sequence[Replica]:
+        """The servers that are ready; those that have rested are being probed then."""
         ready = [one for one in self._all if one.ready]
-        if ready:
-            return ready
-        return self._probed if any(one.probing for one in self._all) else None
+        if len(ready) < len(self._all):
+            now = self._monotonic()
+            for one in self._all:
+                if not one.ready and not one.probing and one.resting_until <= now:
+                    self._begin_probe(one, request)
+        return ready
+
+    def _is_last(self, replica: Replica) -> bool:
+        return not any(one.ready and one is not replica for one in self._all)
+
+    def _nobody(self) -> AttemptFailure:
+        lost_at = self._lost_at
+        if lost_at is None or self._monotonic() - lost_at > _OUTAGE_S:
+            return self._failure
+        return replace(self._failure, retry=rate_limited(_REST_S))
 
     def _taken(self, ready: Sequence[Replica], group: str, prefix: bytes) -> Replica:
         found = ready[0] if len(ready) == 1 else self._best(ready, group, prefix)
@@ -153,28 +201,41 @@ class Replicas:
 
     # --- probing ----------------------------------------------------------------------------------
 
+    def _begin_probe(self, replica: Replica, request: Request) -> None:
+        if not self._probes:
+            self._error = None
+        task = asyncio.get_running_loop().create_task(self._ask(replica, request))
+        replica.probing = True
+        self._probes.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            replica.probing = False
+            self._probes.discard(task)
+            if not task.cancelled():
+                self._fault = self._fault or task.exception()
+            probed, self._probed = self._probed, asyncio.Event()
+            probed.set()
+
+        task.add_done_callback(over)
+
     async def _ask(self, replica: Replica, request: Request) -> None:
         """Probe a server; it is ready then, or rests."""
-        replica.probing = True
         rest_s = _REST_S
         try:
             async with asyncio.timeout(_PROBE_S):
                 failure = await self._probe(replica, request)
         except TimeoutError:
             failure = AttemptFailure("no_answer", f"it answers nothing within {_PROBE_S:g} s", TRANSIENT)
-        except ModelError as exc:
-            if not any(one.ready for one in self._all):
-                raise
+        except ModelError as exc:  # raised where no server is ready once all have been asked
             failure = AttemptFailure("unusable", "it serves another model, or nobody", TRANSIENT)
             rest_s = _REST_OF_A_STRANGER_S
-            if str(exc) not in self.remarks:
-                self.remarks.append(str(exc))
-        finally:
-            replica.probing = False
-            probed, self._probed = self._probed, asyncio.Event()
-            probed.set()
+            self._error = exc
         if failure is None:
             replica.is_back()
         else:
             self._failure = failure
             replica.resting_until = self._monotonic() + rest_s
+        if self._error is not None and any(one.ready for one in self._all):
+            error, self._error = str(self._error), None
+            if error not in self.remarks:
+                self.remarks.append(error)

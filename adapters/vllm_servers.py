@@ -106,11 +106,12 @@ class VllmServers:
         cards = await self._cards(base)
         return None if cards is None else [one["id"] for one in cards if isinstance(one.get("id"), str)]
 
-    async def facts(self, base: str) -> ServerFacts:
-        """What the server is. What it has told once, or declined to tell, is not asked again."""
-        if base not in self._lengths and (cards := await self._cards(base)) is not None:
+    async def facts(self, base: str, *, anew: bool = False) -> ServerFacts:
+        """What the server is. What it has told once, or declined to tell, is not asked again, but `anew`: it
+        may be another process than before."""
+        if (anew or base not in self._lengths) and (cards := await self._cards(base)) is not None:
             self._lengths[base] = _context(cards, self._model)
-        if base not in self._caches and (metrics := await self._metrics(base)) is not None:
+        if (anew or base not in self._caches) and (metrics := await self._metrics(base)) is not None:
             self._caches[base] = _cache_facts(metrics)
         return replace(self._caches.get(base, ServerFacts()), max_model_len=self._lengths.get(base))
 
@@ -203,14 +204,15 @@ class VllmServers:
         return (0, b"") if answer.status >= 500 else (answer.status, body)
 
     async def _open(self) -> aiohttp.ClientSession:
-        if self._session is not None:
-            if self._loop is not None and not self._loop.is_closed():
-                raise RuntimeError(f"the servers of {self._model} are in use on another event loop")
-            await self._session.close()
+        before = self._session
+        if before is not None and self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError(f"the servers of {self._model} are in use on another event loop")
         self._loop = asyncio.get_running_loop()
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
-        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
-        return self._session
+        session = self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        if before is not None:  # only now: others come while it closes
+            await before.close()
+        return session
 
 
 def _root(base: str) -> str:

@@ -7,6 +7,7 @@ from collections import deque
 
 _ANSWERS = 3  # layers with a sliding window may keep a prefix only from the third request on
 _FAILURES = 5
+_PATIENCE_S = 20.0  # by then it matters little: a server at work on a long prompt queues the others behind it
 
 
 class WarmUp:
@@ -14,7 +15,8 @@ class WarmUp:
 
     All may go as soon as an answer came whose prefix the server had in its cache (or would not say), and
     after three answers or five failures whatever they said: a server that caches nothing must not be asked
-    one by one. Who goes alone gives the turn back, however it ends; it then passes to the next that waits.
+    one by one. After 20 s they go in any case, as the wait counts into each one's deadline. Who goes alone
+    gives the turn back, however it ends; it then passes to the next that waits.
     """
 
     def __init__(self) -> None:
@@ -23,14 +25,18 @@ class WarmUp:
         self._failures = _FAILURES
         self._busy = False
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._patience: asyncio.TimerHandle | None = None
 
     async def turn(self) -> bool:
         """Wait until a request may go. True: it goes alone, and has to `give_back`."""
+        loop = asyncio.get_running_loop()
         while not self.over:
             if not self._busy:
                 self._busy = True
+                if self._patience is None:
+                    self._patience = loop.call_later(_PATIENCE_S, self._end)
                 return True
-            waiter = asyncio.get_running_loop().create_future()
+            waiter = loop.create_future()
             self._waiting.append(waiter)
             try:
                 await waiter
@@ -50,7 +56,15 @@ class WarmUp:
             self._failures -= 1
         else:
             self._answers -= 1
-        self.over = bool(warm) or not self._answers or not self._failures
+        if warm or not self._answers or not self._failures:
+            self._end()
+        else:
+            self._call_next()
+
+    def _end(self) -> None:
+        self.over = True
+        if self._patience is not None:
+            self._patience.cancel()
         self._call_next()
 
     def _call_next(self) -> None:

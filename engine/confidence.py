@@ -83,9 +83,9 @@ class Calibration:
     def why_not(self, prompt_sha256: str, student: str) -> str:
         """Why it cannot be applied to answers of `student` to that prompt; "" where it can."""
         if self.prompt_sha256 != prompt_sha256:
-            return "it was calibrated for another prompt"
+            return "it was calibrated for another prompt; compile again"
         if self.student != student:
-            return f"it was calibrated for another student, {self.student}"
+            return f"it was calibrated for another student, {self.student}; compile with this one"
         return self.reason
 
     def to_json(self) -> dict[str, Any]:
@@ -118,11 +118,14 @@ def confidence_of(
     At a `temperature` it is the softmax of the log-probabilities divided by that; a probability of 0 then
     counts as `floored` has it.
     """
+    values = list(logprobs.values())
+    # in shares of the likeliest: even where all are told a probability of 0 there is something to divide by
+    top = max(values)
     if temperature is None:
-        shares = {name: math.exp(value) for name, value in logprobs.items()}
+        shares = {name: math.exp(value - top) for name, value in logprobs.items()}
     else:
-        values = list(logprobs.values())
-        floor, top = _floor(min(values), values), max(values)
+        floor = _floor(min(values), values)
+        top = max(top, floor)
         shares = {name: math.exp((max(value, floor) - top) / temperature) for name, value in logprobs.items()}
     total = sum(shares.values())
     confidence = shares.pop(label) / total
@@ -139,8 +142,9 @@ def calibrate(rows: Sequence[Told], *, prompt_sha256: str, student: str) -> Cali
     that is lower; else one mistake of that kind would be infinitely unlikely.
 
     Folds go by a hash of the sample id. A temperature is used only where it makes held-out rows likelier than
-    the student's own probabilities do, and chance would hardly: the lower end of the 95% interval of the mean
-    difference is above 0. The order of the rows does not matter.
+    the student's own probabilities do, and chance would hardly (the lower end of the 95% interval of the mean
+    difference is above 0), and the calibration error of those rows smaller. The order of the rows does not
+    matter.
     """
     rows = sorted(rows, key=lambda row: row.id)
     n = len(rows)
@@ -171,14 +175,17 @@ def calibrate(rows: Sequence[Told], *, prompt_sha256: str, student: str) -> Cali
         n,
         temperature=_best_temperature(values, gold),
         ece_before=before,
-        ece_after=expected_calibration_error(np.exp(held_out[np.arange(n), answer]), right),
         nll_before=nll_before,
         nll_after=nll_after,
     )
-    if gains.mean() > 1.96 * gains.std(ddof=1) / math.sqrt(n):
-        return found
+    likelier = gains.mean() > 1.96 * gains.std(ddof=1) / math.sqrt(n)
+    after = expected_calibration_error(np.exp(held_out[np.arange(n), answer]), right)
+    if likelier and after < before:
+        return replace(found, ece_after=after)
     why = "on held-out rows no temperature is clearly better than the student's own probabilities"
-    return replace(found, temperature=None, ece_after=None, reason=why)
+    if likelier:
+        why = "a temperature makes held-out labels likelier, but the error of the confidence larger"
+    return replace(found, temperature=None, reason=why)
 
 
 def reliability(rows: Sequence[Told], calibration: Calibration | None, why_not: str = "") -> Reliability:
@@ -227,7 +234,7 @@ def _floor(lowest: float, values: Sequence[float]) -> float:
     """`floored` for one answer."""
     if lowest > _ZERO_BELOW:
         return lowest  # nothing to raise
-    return min(_FLOOR, *(value for value in values if value > _ZERO_BELOW))
+    return min((_FLOOR, *(value for value in values if value > _ZERO_BELOW)))
 
 
 def _stacked(rows: Sequence[Told]) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:

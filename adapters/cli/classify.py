@@ -114,7 +114,7 @@ def classify_command(
             f"{result.duplicates:,} answered by an equal text"
             + ("" if review_below is None else f", {result.review:,} to review")
         ),
-        f"{result.rows_per_s:,.0f} rows/s; peak memory {result.peak_rss_mb:,.0f} MB",
+        f"{_speed(result)}; peak memory {result.peak_rss_mb:,.0f} MB",
         f"labels: {', '.join(f'{name} {count:,}' for name, count in result.label_counts.items())}",
     ]
     if any(result.confidence_histogram):
@@ -122,6 +122,8 @@ def classify_command(
             f"confidence from 0 to 1{_calibrated(result.temperature)}: "
             f"{histogram(result.confidence_histogram)}"
         )
+    if result.failed:
+        lines.append(f"why rows failed: {out / 'failures-*.parquet'} (columns reason and detail)")
     if result.cut:
         lines.append(f"{result.cut:,} rows were too long: the student has not seen their middle (column cut)")
     lines += receipt_lines(result.receipt)
@@ -138,6 +140,14 @@ def _calibration(run: Path, emit: EventSink) -> Calibration | None:
     if found is None:
         emit(Notice("confidence is not calibrated: the run has no calibration.json; compile again"))
     return found
+
+
+def _speed(result: ClassifyResult) -> str:
+    if not result.rows_per_s:
+        return "nothing was left to ask"
+    return (
+        f"{result.rows_per_s:,.1f} rows/s" if result.rows_per_s < 10 else f"{result.rows_per_s:,.0f} rows/s"
+    )
 
 
 def _calibrated(temperature: float | None) -> str:

@@ -12,6 +12,7 @@ from adapters.cli.display import Display
 from adapters.cli.eventlog import logged
 from adapters.cli.figures import (
     LOCAL_NOTE,
+    LOCAL_TEACHER_NOTE,
     confidence_line,
     print_json,
     print_scores,
@@ -67,9 +68,12 @@ def compile_command(
     Example: pld compile tweets/pld.toml
     """
     display = Display(quiet=quiet)
+    student = ""
 
     async def work(stop: StopSignal) -> CompileResult:
+        nonlocal student
         settings = load_config(config)
+        student = settings.student.model
         check_models(settings, max_cost)
         folder = run or default_run_folder(settings)
         with logged(folder, display) as emit:
@@ -89,10 +93,11 @@ def compile_command(
     if as_json:
         print_json(result.to_json())
         return
-    _summary(Console(highlight=False), result, local=any(map(is_local, result.addresses)))
+    note = LOCAL_NOTE if is_local(student) else LOCAL_TEACHER_NOTE
+    _summary(Console(highlight=False), result, note if any(map(is_local, result.addresses)) else "")
 
 
-def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
+def _summary(console: Console, result: CompileResult, note: str) -> None:
     figures = result.to_json()
     requests = result.requests
     print_scores(console, result.validation)
@@ -107,7 +112,7 @@ def _summary(console: Console, result: CompileResult, *, local: bool) -> None:
         f"the prompt: {result.run / 'prompt.md'}",
         f"next: pld evaluate {result.run}",
     ]
-    if local:
-        lines.insert(1, LOCAL_NOTE)
+    if note:
+        lines.insert(1, note)
     for line in lines:
         say(console, line)

@@ -127,7 +127,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line, above the live display where there is one."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, soft_wrap=not self.console.is_terminal)
 
     def picture(self) -> Text:
         """The live display as it stands: a line with a bar, and figures below it; "" between stages."""

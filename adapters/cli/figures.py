@@ -28,6 +28,11 @@ LOCAL_NOTE = (
     "Their scores say nothing about what a language model would reach."
 )
 
+LOCAL_TEACHER_NOTE = (
+    "Local models, which know keyword rules only, had a hand in this prompt. The scores are this student's, "
+    "but say nothing about the prompt that language models would write."
+)
+
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON object on stdout, nothing else."""

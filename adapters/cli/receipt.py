@@ -10,7 +10,7 @@ def receipt_lines(receipt: CacheReceipt | None) -> list[str]:
     """What stands below a job's figures; nothing where the model keeps no receipt. It speaks of one call."""
     if receipt is None:
         return []
-    asked = f"this call's {receipt.requests:,} requests"
+    asked = f"this call's {receipt.requests:,} request{'s' if receipt.requests != 1 else ''}"
     if receipt.cached_tokens is None:
         worth = f"prefix cache: nobody tells what came from it for {asked}"
     else:

@@ -193,7 +193,8 @@ class _Serving:
                 if ready and not self._presses:
                     facts = await asked.facts(base)
                     prompt = await asked.token_ids(base, self._job.messages) if self._job else None
-                    self._say_ready(server.seconds, facts, None if prompt is None else len(prompt))
+                    if not self._presses:
+                        self._say_ready(server.seconds, facts, None if prompt is None else len(prompt))
                     await server.ended()
                 if not self._presses:
                     raise await server.failure()

@@ -549,6 +549,7 @@ def test_requests_that_wait_for_a_probe_share_its_end() -> None:
                 assert isinstance(outcome, AttemptFailure)
                 assert outcome.retry == rate_limited(5.0), "that it is away costs no row an attempt"
             assert len(server.asked) - asked <= 4, "one probe for all of them"
+            assert [one for one in model.remarks if "everything waits" in one]
             later = time.monotonic() + 601.0
             model._replicas._monotonic = lambda: later
             given_up = await outcome_of(model, row())
@@ -689,15 +690,22 @@ def test_a_server_that_hangs_is_left_alone_after_a_few_deadlines() -> None:
     run(check())
 
 
-def test_the_only_server_is_not_left_alone() -> None:
+def test_the_only_server_is_probed_when_it_fails_but_not_when_it_is_busy() -> None:
     async def check() -> None:
         script = VllmServer()
         async with responding(script) as server, chat(server.base) as model:
             await outcome_of(model, row())
             (replica,) = model._replicas._all
             for _ in range(50):
-                model._replicas.told(replica, alive=False)
+                model._replicas.told(replica, alive=False, busy=True)
             assert replica.ready
+            script.down = True
+            outcomes = [await outcome_of(model, row()) for _ in range(9)]
+            kinds = [one.retry.kind for one in outcomes if isinstance(one, AttemptFailure)]
+            assert (kinds[0], kinds[-1]) == ("transient", "rate_limited")
+            assert len(kinds) == 9
+            script.down = False
+            assert isinstance(await outcome_of(model, row()), Answer)
 
     run(check())
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.offline_address import parse_offline
+from adapters.vllm_engine import Engine
 from adapters.vllm_offline import VllmOffline
 from engine.errors import ModelError, UnknownModelError
 from engine.fences import fence
@@ -156,6 +157,34 @@ def test_what_is_too_long_fails_or_loses_its_middle(world: World) -> None:
     assert sent.startswith("<input>\nw0")
     assert sent.endswith("w499\n</input>")
     assert f"[… {answer.cut_characters:,} characters left out …]" in sent
+
+
+def test_a_prompt_is_counted_once_and_not_with_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    token_ids = Engine.token_ids
+
+    def counting(engine: Engine, messages: Sequence[Message]) -> list[int] | None:
+        counted.append(messages[-1].content)
+        return token_ids(engine, messages)
+
+    monkeypatch.setattr(Engine, "token_ids", counting)
+    prompt = Message("system", "word " * 180)  # 900 bytes of it would not fit
+    batch = [*(request(f"r{n}", system=prompt) for n in range(50)), request("long", "w " * 30, system=prompt)]
+    outcomes = run(model("vllm-offline:m?max_model_len=300").complete(batch))
+    assert all(isinstance(outcome, Answer) for outcome in outcomes)
+    assert counted == ["", fence("input", "w " * 30)]
+
+
+def test_a_template_that_takes_no_such_messages_is_the_engines_to_tell(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: object, **__: object) -> str:
+        raise LookupError("the template knows no system message")
+
+    monkeypatch.setattr(fake_vllm_package, "_rendered", raises)
+    world.failure = ValueError("the template knows no system message")
+    (failed,) = run(model().complete([request("a", "w " * 9999)]))
+    assert failed == AttemptFailure("refused", "vLLM does not take it (ValueError)")
 
 
 def test_the_receipt_tells_what_was_cached(world: World) -> None:

@@ -205,3 +205,9 @@ def test_is_read_as_it_was_written_or_not_at_all() -> None:
     for broken in ([], {"format": 1}, None):
         with pytest.raises(RunError, match="is no calibration"):
             Calibration.from_json(broken, "calibration.json")
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
+def test_labels_that_were_all_told_no_chance_have_equal_shares(temperature: float | None) -> None:
+    confidence, margin = confidence_of(dict.fromkeys("abcd", NO_CHANCE), "b", temperature)
+    assert (confidence, margin) == (0.25, 0.0)

@@ -125,6 +125,16 @@ def test_confidence_is_calibrated_where_the_run_says_how(folder: Path, tmp_path:
     assert "; not calibrated: on held-out rows" in evaluated.stdout
 
 
+def test_classify_says_where_reasons_stand_and_when_nothing_was_left(folder: Path, tmp_path: Path) -> None:
+    pl.DataFrame({"text": ["a message", ""]}).write_parquet(tmp_path / "rows.parquet")
+    command = ("classify", folder / "runs" / "tickets", tmp_path / "rows.parquet", "-o", tmp_path / "out")
+    first, second = pld(*command), pld(*command)
+    for found in (first, second):
+        assert f"why rows failed: {tmp_path / 'out' / 'failures-*.parquet'} (" in found.stdout
+    assert "rows/s; peak memory" in first.stdout
+    assert "nothing was left to ask; peak memory" in second.stdout
+
+
 def test_classify_keeps_columns_and_sets_unsure_rows_aside(folder: Path, tmp_path: Path) -> None:
     frame = pl.DataFrame(corpus.rows()).with_row_index("number")
     frame.write_parquet(tmp_path / "rows.parquet")

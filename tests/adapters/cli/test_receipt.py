@@ -36,3 +36,8 @@ def test_what_nobody_tells_is_left_out() -> None:
     worth, _ = receipt_lines(replace(RECEIPT, cached_tokens=None))
     assert worth == "prefix cache: nobody tells what came from it for this call's 2,000 requests"
     assert receipt_lines(None) == []
+
+
+def test_one_request_is_no_plural() -> None:
+    worth, _ = receipt_lines(replace(RECEIPT, requests=1))
+    assert "of this call's 1 request;" in worth
