@@ -40,8 +40,8 @@ def test_it_is_found_from_one_and_from_very_many(server: Server) -> None:
         return await measure_concurrency(
             lambda: VllmChat(address),
             rows,
-            fixed=(8, 32, 128),
-            starts=(1, 128),
+            fixed=(8, 64),
+            starts=(1, 64),
             repeats=1,
             window_s=5.0,
             reach_s=15.0,
