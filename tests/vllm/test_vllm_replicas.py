@@ -18,7 +18,7 @@ from adapters.vllm import VllmChat
 from engine.bulk import classify
 from engine.errors import ModelError
 from engine.prompt import CompiledPrompt
-from engine.scheduler import Scheduler
+from engine.scheduler import Limits, Scheduler
 from engine.types import Answer, ChatOutcome, Message, Request
 from tests.support.bulk import read_out, write_ndjson
 from tests.vllm.serving import MODEL, Environment, Server, serving
@@ -76,9 +76,10 @@ def test_a_job_outlives_a_server_that_is_killed_and_uses_it_again_when_it_is_bac
                     killed.set()
 
             student = Held(f"vllm:{MODEL}@{server.base},{second.base}", lambda n: kill("both", n))
+            few = Limits(concurrency=64)  # most of the rows that are held are still to be sent
             try:
                 async with asyncio.TaskGroup() as group:
-                    job = group.create_task(classify(prompt, student, rows, tmp_path / "out"))
+                    job = group.create_task(classify(prompt, student, rows, tmp_path / "out", limits=few))
                     alone = group.create_task(stopped(second.address, 100_000, lambda n: kill("alone", n)))
                     await killed.wait()
                     back = await asyncio.to_thread(again)
