@@ -78,8 +78,8 @@ class VllmOffline:
         return [self._noted(one, next(answers)) if isinstance(one, Fitted) else one for one in fitted]
 
     async def receipt(self) -> CacheReceipt | None:
-        """See `engine.ports.Receipting`. The time to a first token is not told."""
-        return await self._ledger.receipt(self._beside)
+        """See `engine.ports.Receipting`; None once it is closed. The time to a first token is not told."""
+        return None if self._engine is None else await self._ledger.receipt(self._beside)
 
     async def aclose(self) -> None:
         """Free the device's memory. Calling it twice is harmless; the next request loads the model anew."""

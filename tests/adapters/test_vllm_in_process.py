@@ -199,6 +199,9 @@ def test_the_receipt_tells_what_was_cached(world: World) -> None:
         assert receipt.expected_tokens is not None
         assert receipt.cached_tokens is not None
         assert receipt.cached_tokens >= 0.9 * receipt.expected_tokens > 0
+        await student.aclose()
+        assert await student.receipt() is None
+        assert len(world.loaded) == 1, "a receipt loads no model"
 
     run(check())
 
