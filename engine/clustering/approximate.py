@@ -279,6 +279,7 @@ class _Search:
                 self._least,
                 self._labeller.state,
                 desk.pairs,
+                desk.marks,
             )
             if twice:
                 count = self._once(desk.pairs, count)

@@ -168,6 +168,7 @@ class _Rows:
             least,
             self._labeller.state,
             desk.pairs,
+            desk.marks,
         )
 
     def _feed(self, desk: Desk, count: int) -> None:
@@ -181,6 +182,7 @@ class Desk:
 
     def __init__(self, dim: int) -> None:
         self.pairs = Pairs(np.empty((_PAIRS + WIDTH, 2), np.int32), np.empty(_PAIRS + WIDTH, np.float32))
+        self.marks = np.empty(-(-WIDTH // kernels.WORD), np.uint64)
         self._products = np.empty(HEIGHT * WIDTH, np.float32)
         self._dim = dim
         self._rows: FloatVector | None = None

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_STRIDE = 64
+# Marks in a word of `scan`.
+WORD = 8
 # sums may be regrouped, which the error bounds of `Space` allow for; no row holds NaN or infinity
 _FLAGS = {"reassoc", "nsz", "contract", "nnan", "ninf"}
 
@@ -138,6 +139,7 @@ def scan(
     least: float,
     state: State,
     found: Pairs,
+    words: npt.NDArray[np.uint64],
 ) -> tuple[int, int]:
     """Collect the open pairs of a tile whose value is at least `least`, row by row.
 
@@ -145,39 +147,41 @@ def scan(
 
     `products` (r, c) are inner products of the rows numbered `rows` with those numbered `columns`. Row 0
     meets the columns from `ahead` on (all of them where that is negative), and each next row one column
-    less: that is the triangle above the diagonal. Stops before `found` could overflow. Returns how many
-    pairs were found and how many rows are done.
+    less: that is the triangle above the diagonal. Stops before `found` could overflow, which needs room for
+    more than c pairs. Returns how many pairs were found and how many rows are done.
+
+    `words` is scratch of at least c bytes, for marks.
     """
     count = 0
     width = len(columns)
+    marks = words.view(np.uint8)
+    marks[width:] = 0
     for r in range(len(rows)):
-        if count + width > len(found.values):
+        if count + width >= len(found.values):
             return count, r
         needed, rest = np.float32(least - row_offset[r]), row_rest[r]
-        for left in range(max(0, r + ahead), width, _STRIDE):
-            right = min(left + _STRIDE, width)
-            part, part_offset, part_rest = (
-                products[r, left:right],
-                column_offset[left:right],
-                column_rest[left:right],
-            )
-            # counted in float32: of all ways to ask for any, the one that runs at the speed of the memory
-            reached = np.float32(0.0)
-            for c in range(len(part)):
-                value = part[c] + rest * part_rest[c] + part_offset[c]
-                reached += np.float32(1.0) if value >= needed else np.float32(0.0)
-            if reached == np.float32(0.0):
+        first = max(0, r + ahead)
+        # First marked, then gone through: marking takes many columns at once.
+        part = products[r]
+        for c in range(width):
+            value = part[c] + rest * column_rest[c] + column_offset[c]
+            marks[c] = np.uint8(1) if value >= needed else np.uint8(0)
+        marks[:first] = 0
+        marked = count
+        for word in range(first // WORD, (width + WORD - 1) // WORD):
+            if words[word] == 0:
                 continue
-            for c in range(len(part)):
-                value = part[c] + rest * part_rest[c] + part_offset[c]
-                if value < needed:
-                    continue
-                value += row_offset[r]
-                if _is_open(state, rows[r], columns[left + c], value):
-                    found.rows[count, 0] = rows[r]
-                    found.rows[count, 1] = columns[left + c]
-                    found.values[count] = value
-                    count += 1
+            for c in range(word * WORD, (word + 1) * WORD):
+                found.rows[marked, 1] = c
+                marked += marks[c]
+        for at in range(count, marked):
+            c = found.rows[at, 1]
+            value = products[r, c] + rest * column_rest[c] + column_offset[c] + row_offset[r]
+            if _is_open(state, rows[r], columns[c], value):
+                found.rows[count, 0] = rows[r]
+                found.rows[count, 1] = columns[c]
+                found.values[count] = value
+                count += 1
     return count, len(rows)
 
 

@@ -73,7 +73,7 @@ def test_the_error_that_is_allowed_is_larger_than_any_there_is() -> None:
     off = coordinates.astype(np.float64) @ coordinates.T - exact_coordinates @ exact_coordinates.T
     left = np.linalg.norm(exact - exact_coordinates @ exact_basis.T, axis=1)
     assert np.abs(off).max() <= error
-    assert (bound._rest(rows, coordinates, error) >= left).all()
+    assert (bound._rest(bound._squares(rows), coordinates, error) >= left).all()
 
 
 def test_bounds_rule_out_most_pairs_of_embeddings() -> None:
