@@ -155,8 +155,8 @@ def student_command(
 
     `ways`: zero-shot, compiled prompt, chain of thought; then the compiled prompt with the prefix cache off.
     `to_uncached` is requests per second to those of that last one. `concurrency`: closed loops with fixed
-    numbers of requests in flight, and how near pld comes to the best of them from a bad start, in a minute.
-    Rows are made up, about 200 tokens each.
+    numbers of requests in flight, and how near `pld classify` comes in a minute to the best of them from a
+    bad start. Rows are made up, about 200 tokens each.
 
     Example: pld bench student Qwen/Qwen3-4B --run runs/tweets --price 2.5 -- --max-model-len 16384
     """

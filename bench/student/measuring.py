@@ -18,16 +18,16 @@ from adapters.addresses import RemoteAddress, parse_vllm
 from adapters.serving.command import ServeOptions, added_variables, check_options, vllm_command
 from adapters.serving.installation import Installation
 from adapters.serving.server import guarded, open_port, until_ready
-from adapters.vllm import VllmChat
 from adapters.vllm_servers import VllmServers
-from bench.student.concurrency import measure_concurrency
+from bench.student.concurrency import Job, measure_concurrency
 from bench.student.cpu import session_cpu_s
 from bench.student.made import made_prompt, made_rows, words_of_a_row
+from bench.student.timed import TimedChat
 from engine.errors import ModelError
 from engine.prompt import CompiledPrompt
 from engine.scheduler import Scheduler
 from engine.student import StudentPrompt
-from engine.types import Answer, ChatOutcome, Message, Request
+from engine.types import Answer, Message, Request
 
 _NAME = "student"
 _HOST = "127.0.0.1"
@@ -86,13 +86,8 @@ async def _measure(setting: Setting) -> dict[str, list[dict[str, Any]]]:
         if "ways" in setting.parts:
             found["ways"] = await _ways(setting, server, _cached_ways(server.prompt))
         if "concurrency" in setting.parts:
-            prompt = StudentPrompt(server.prompt)
-            texts = enumerate(made_rows(-1, server.words))
-            found["concurrency"] = await measure_concurrency(
-                lambda: VllmChat(server.address),
-                (prompt.request(str(number), text) for number, text in texts),
-                repeats=setting.repeats,
-            )
+            job = Job(server.address, server.prompt, made_rows(-1, server.words))
+            found["concurrency"] = await measure_concurrency(job, repeats=setting.repeats)
     if "ways" in setting.parts:
         async with _served(setting, ("--no-enable-prefix-caching",)) as server:
             found["ways"] += await _ways(setting, server, _uncached_ways(server.prompt))
@@ -137,7 +132,7 @@ async def _ways(setting: Setting, server: _Server, ways: Sequence[Way]) -> list[
 
 
 async def _run(server: _Server, way: Way, texts: Iterator[str], latencies: list[float]) -> dict[str, float]:
-    model = _Timed(server.address)
+    model = TimedChat(server.address)
     cpu = session_cpu_s(server.session)
     began = time.perf_counter()
     try:
@@ -165,20 +160,6 @@ async def _run(server: _Server, way: Way, texts: Iterator[str], latencies: list[
         "hit_rate": 0.0 if hit_rate is None else hit_rate,
         "server_cpu_ms": 1e3 * (session_cpu_s(server.session) - cpu) / answered,
     }
-
-
-class _Timed(VllmChat):
-    """The shipped adapter with a clock."""
-
-    def __init__(self, address: RemoteAddress) -> None:
-        super().__init__(address)
-        self.latencies_s: list[float] = []
-
-    async def complete(self, requests: Sequence[Request]) -> Sequence[ChatOutcome]:
-        began = time.perf_counter()
-        outcomes = await super().complete(requests)
-        self.latencies_s.append(time.perf_counter() - began)
-        return outcomes
 
 
 def _row(

@@ -10,7 +10,7 @@ import numpy as np
 from joblib import cpu_count
 
 from engine.clustering import kernels
-from engine.clustering.bound import Bounds, upper_bounds
+from engine.clustering.bound import ALONE, TIGHTEN, Bounds, upper_bounds
 from engine.clustering.kernels import Pairs, Tails
 from engine.clustering.labeller import Labeller
 from engine.clustering.labelling import Labelling, Setting
@@ -22,8 +22,8 @@ WIDTH = 2048
 _CHUNKS = 16  # of a task
 # Pairs collected before they are fed: what they settle need not be looked at again.
 _PAIRS = 2**13
-# A tile in which more pairs than this reach the target by their bounds is computed in full from there on.
-_ALONE = 2**16
+# After so many searches by bounds that took longer than the products would have, a tile is computed in full.
+_POOR = 3
 
 
 def label_by_blocks(
@@ -49,7 +49,7 @@ def label_by_blocks(
         # In dense regions a few random rows make most others core, and join them. As long as they do, more of
         # them meet all others first.
         core, gained = 0, len(space)
-        while gained > HEIGHT and len(rest):
+        while gained > HEIGHT * len(settings) and len(rest):
             _Rows(space, bounds, labeller, rest, min(HEIGHT, len(rest))).meet(workers)
             rest = rest[HEIGHT:]
             labeller.flatten()
@@ -137,12 +137,12 @@ class _Rows:
         last = bounds.coordinates.shape[1]
         tails = Tails(bounds.coordinates, width, bounds.rests[width], bounds.rests[last])
         products = desk.product(self._coordinates[rows, :width], self._coordinates[columns, :width])
-        alone = 0
-        while rows.start < rows.stop and alone < _ALONE:
-            count, done = self._scan(desk, products, rows, columns, least, self._bound_offset, rest)
-            alone += count
-            count = kernels.refine(self._labeller.rows, tails, self._labeller.state, desk.pairs, count)
+        poor = 0
+        while rows.start < rows.stop and poor < _POOR:
+            found, done = self._scan(desk, products, rows, columns, least, self._bound_offset, rest)
+            count = kernels.refine(self._labeller.rows, tails, self._labeller.state, desk.pairs, found)
             self._feed(desk, count)
+            poor += TIGHTEN * found + ALONE * count > done * products.shape[1]
             rows, products = slice(rows.start + done, rows.stop), products[done:]
         return rows
 

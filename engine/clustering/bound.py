@@ -19,7 +19,7 @@ _WIDTHS = tuple(range(32, 193, 32))
 _MORE = 128
 # In units of a product in a matrix product: finding a bound that reaches the target and tightening it,
 # computing a product alone.
-_TIGHTEN, _ALONE = 6.0, 15.0
+TIGHTEN, ALONE = 6.0, 15.0
 # A bound must save at least this share of the work.
 _WORTH = 0.2
 # Below this many rows or values there is little to save.
@@ -112,10 +112,10 @@ class _Trial:
         for width in _WIDTHS:
             if width > self._dim // 2:
                 break
-            cost = width / self._dim + _TIGHTEN * self._passing(width, beyond, least)
+            cost = width / self._dim + TIGHTEN * self._passing(width, beyond, least)
             if cost >= best:
                 continue
-            cost += _ALONE * self._passing(min(width + _MORE, self._dim), beyond, least)
+            cost += ALONE * self._passing(min(width + _MORE, self._dim), beyond, least)
             if cost < best:
                 best, best_width = cost, width
         return best_width

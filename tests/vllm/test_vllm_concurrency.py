@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from adapters.addresses import parse_vllm
-from adapters.vllm import VllmChat
 from adapters.vllm_servers import VllmServers
-from bench.student.concurrency import measure_concurrency
+from bench.student.concurrency import Job, measure_concurrency
 from bench.student.made import made_prompt, made_rows, words_of_a_row
-from engine.student import StudentPrompt
 from engine.types import Message
 from tests.vllm.serving import MODEL, Server
 
@@ -32,14 +30,12 @@ def test_it_is_found_from_one_and_from_very_many(server: Server) -> None:
             return len(tokens)
 
         try:
-            prompt = StudentPrompt(await made_prompt(count))
+            prompt = await made_prompt(count)
             words = await words_of_a_row(count)
         finally:
             await asked.aclose()
-        rows = (prompt.request(f"r{number}", text) for number, text in enumerate(made_rows(7, words)))
         return await measure_concurrency(
-            lambda: VllmChat(address),
-            rows,
+            Job(address, prompt, made_rows(7, words)),
             fixed=(8, 64),
             starts=(1, 64),
             repeats=1,
@@ -48,7 +44,7 @@ def test_it_is_found_from_one_and_from_very_many(server: Server) -> None:
         )
 
     found = asyncio.run(run())
-    assert [row["name"] for row in found] == ["closed loop"] * 2 + ["pld"] * 2
+    assert [row["name"] for row in found] == ["closed loop"] * 2 + ["pld classify"] * 2
     assert min(row["requests_per_s"] for row in found) > 0.0
     for row in found[2:]:
         assert row["ratio"] > 0.0
