@@ -57,12 +57,16 @@ def measure_curve(
 def measure_grid(
     rows: int, dim: int, *, repeats: int, threads: int, kinds: Sequence[Kind] = KINDS
 ) -> list[dict[str, Any]]:
-    """Eight eps in one pass; `to_largest` is their CPU to that of one run at the largest of them."""
+    """Eight eps in one pass; `to_largest` is their CPU to that of one run at the largest of them,
+    `one_by_one` that of a run for each.
+    """
     found = []
     for kind in kinds:
         with made_up(kind, rows, dim) as data:
             single = data.measure("blocked", _GRID[-1:], threads=threads, repeats=repeats)
             found.append(data.row("one eps", "blocked", single, threads=threads))
+            others = [data.measure("blocked", [one], threads=threads) for one in _GRID[:-1]]
+            one_by_one = single.cpu_s + sum(one.cpu_s for one in others)
             # the largest first: its labels are those that are told
             grid = data.measure("blocked", _GRID[::-1], threads=threads, repeats=repeats)
             row = data.row(f"{len(_GRID)} eps", "blocked", grid, threads=threads)
@@ -71,6 +75,7 @@ def measure_grid(
                     **row,
                     "labels_equal": grid.equals(single),
                     "to_largest": round(grid.cpu_s / single.cpu_s, 3),
+                    "one_by_one": round(one_by_one / single.cpu_s, 3),
                 }
             )
     return found
