@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -45,6 +46,15 @@ class Serving:
         """Its processes as of now."""
         found = psutil.Process(self.process.pid).children(recursive=True)
         self._seen |= {one.pid for one in found}
+        return found
+
+    def engines(self) -> list[psutil.Process]:
+        """Those of its processes that run vLLM's engine."""
+        found = []
+        for one in self.look():
+            with contextlib.suppress(psutil.NoSuchProcess):  # some live for a moment only
+                if "EngineCore" in " ".join(one.cmdline()):
+                    found.append(one)
         return found
 
     def object(self) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def test_it_serves_caches_and_ends_cleanly(
 def test_a_dead_engine_is_one_clear_line(environment: Environment, tiny_model: Path, tmp_path: Path) -> None:
     with serving(environment, tiny_model, tmp_path, *FLAGS) as pld:
         pld.object()
-        (engine,) = (one for one in pld.look() if "EngineCore" in " ".join(one.cmdline()))
+        (engine,) = pld.engines()
         engine.kill()
         code, line = pld.end()
         assert code == 1
@@ -157,7 +167,7 @@ def test_a_pld_killed_while_it_loads_leaves_nothing(
     environment: Environment, tiny_model: Path, tmp_path: Path
 ) -> None:
     with serving(environment, tiny_model, tmp_path, *FLAGS) as pld:
-        assert comes_true(lambda: any("EngineCore" in " ".join(one.cmdline()) for one in pld.look()))
+        assert comes_true(lambda: bool(pld.engines()))
         os.kill(pld.process.pid, signal.SIGKILL)
         pld.process.wait()
         assert comes_true(lambda: not pld.left())
